@@ -1,0 +1,1 @@
+"""Floor 0: half-open boxes, U-Net arithmetic, block grids and tiles; integers only."""

@@ -1,0 +1,1 @@
+"""Floor 1: scores as summable statistics and one finish."""

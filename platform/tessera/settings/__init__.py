@@ -1,0 +1,1 @@
+"""Floor 3: frozen, self-checking settings, one class per workflow."""

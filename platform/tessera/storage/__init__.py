@@ -1,0 +1,1 @@
+"""Floor 2: volumes, slice stacks, OME-Zarr metadata and the block ledger."""

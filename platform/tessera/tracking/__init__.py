@@ -1,0 +1,1 @@
+"""Floor 3: MLflow and nothing else: runs, pictures, models, lineage."""

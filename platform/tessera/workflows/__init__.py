@@ -1,0 +1,1 @@
+"""Floor 4: each workflow composes the floors below in one readable file."""
