@@ -1,0 +1,79 @@
+"""The only place that calls `ray.init`.
+
+A workflow asks for a connection and gets the cluster of the job it runs in, or a Ray of its own on this machine. The
+package travels to the workers here, one way only: as `py_modules`, unless they have it already.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+_log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def connected(cpus: int | None = None) -> Iterator[None]:
+    """Be connected to Ray inside the block; a Ray that was started for it is stopped at its end.
+
+    Args:
+      cpus: logical CPUs of a Ray started here; None counts the machine's. A running cluster has its own.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Ray would otherwise hide GPUs from workers that asked for none, and warn that it will stop doing so.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {
+        "logging_level": logging.WARNING,
+        # What a worker has to say comes back as rows, reports and errors; its raw output stays in Ray's log folder.
+        "log_to_driver": os.environ.get("TESSERA_WORKER_LOGS") == "1",
+        "runtime_env": _runtime_env(),
+    }
+    if os.environ.get("RAY_ADDRESS"):
+        _log.info("connecting to the Ray cluster at %s", os.environ["RAY_ADDRESS"])
+        ray.init(**options)
+    else:
+        _log.info("starting a local Ray")
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _runtime_env() -> dict[str, Any]:
+    """Ship the package, unless the job already does or every worker has it installed."""
+    if _job_ships_modules() or _installed():
+        return {}
+    # A string: Ray cannot pickle the module object.
+    return {"py_modules": [str(PACKAGE)]}
+
+
+def _job_ships_modules() -> bool:
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}") or "{}")
+    return "py_modules" in (config.get("runtime_env") or {})
+
+
+def _installed() -> bool:
+    try:
+        importlib.metadata.distribution("tessera")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def cluster_size() -> tuple[float, float]:
+    """CPUs and GPUs of the connected cluster."""
+    resources = ray.cluster_resources()
+    return float(resources.get("CPU", 1.0)), float(resources.get("GPU", 0.0))

@@ -1,0 +1,158 @@
+"""Training groups on Ray Train: start workers, carry reports to the driver's side, survive a lost worker.
+
+`TensorflowTrainer` is given a backend of our own, because Ray's `ray.train.tensorflow` imports TensorFlow in the driver
+and once more in the controller: 16 s each on two cores, in processes that never use it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.tensorflow.tensorflow_trainer import TensorflowTrainer
+
+Report = Callable[[Mapping[str, Any], Path | None], None]
+"""(rank 0's metrics, the checkpoint's folder or None), called in the controller: one writer for the whole run."""
+
+
+@dataclass(frozen=True)
+class TrainGroup:
+    """What a training run occupies and where it keeps its checkpoints.
+
+    Attributes:
+      name: of the run; the same name and storage resume an interrupted run.
+      storage: absolute folder that every node sees.
+      workers: data-parallel workers.
+      cpus_per_worker: reserved per worker; fractions leave room for Ray Data beside them.
+      use_gpu: one GPU per worker.
+      max_failures: restarts of the group after a lost worker.
+    """
+
+    name: str
+    storage: Path
+    workers: int
+    cpus_per_worker: float
+    use_gpu: bool = False
+    max_failures: int = 3
+
+
+def run_group(
+    loop: Callable[[dict[str, Any]], None], config: dict[str, Any], group: TrainGroup, on_report: Report
+) -> Path:
+    """Run `loop(config)` on every worker of a group and return the last checkpoint's folder.
+
+    Raises:
+      RuntimeError: the group failed more often than it may; the worker's own error is the cause.
+    """
+    resources = {"CPU": group.cpus_per_worker} | ({"GPU": 1} if group.use_gpu else {})
+    trainer = TensorflowTrainer(
+        loop,
+        train_loop_config=config,
+        tensorflow_config=_TfConfig(),
+        scaling_config=ScalingConfig(num_workers=group.workers, use_gpu=group.use_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=group.name,
+            storage_path=str(group.storage),
+            failure_config=FailureConfig(max_failures=group.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[_Reporter(on_report)],
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(f"training {group.name} failed: {_root_cause(error)}") from error
+    if result.checkpoint is None:
+        raise RuntimeError(f"training {group.name} ended without a checkpoint: its loop never reported one.")
+    return Path(result.checkpoint.path)
+
+
+def _root_cause(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = {f"worker {rank}: {failure}" for rank, failure in failures.items()}
+    return "; ".join(sorted(causes)) or str(error)
+
+
+# Inside a worker.
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This worker's rank and the number of workers."""
+    context = ray.train.get_context()
+    return context.get_world_rank(), context.get_world_size()
+
+
+@contextmanager
+def last_checkpoint() -> Iterator[Path | None]:
+    """The folder of the checkpoint to resume from, None at a fresh start."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
+
+
+def report(metrics: Mapping[str, Any], save: Callable[[Path], None] | None = None) -> None:
+    """Report metrics, and a checkpoint that `save` writes; a barrier over all workers.
+
+    Only rank 0's `save` is called, and only its metrics travel.
+    """
+    if save is None or ray.train.get_context().get_world_rank() != 0:
+        ray.train.report(dict(metrics))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder))
+        ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
+
+
+class _Reporter(UserCallback):
+    """Hands rank 0's reports to a plain function, in the controller."""
+
+    def __init__(self, on_report: Report) -> None:
+        self.on_report = on_report
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        self.on_report(metrics[0], Path(checkpoint.path) if checkpoint else None)
+
+
+@dataclass
+class _TfConfig(BackendConfig):
+    """Tells TensorFlow's workers of each other, without importing TensorFlow where none of them runs."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _TfBackend
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+
+class _TfBackend(Backend):
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        addresses = worker_group.execute(_own_address)
+        pending = [
+            worker_group.execute_single_async(rank, _set_tf_config, addresses, rank)
+            for rank in range(len(worker_group))
+        ]
+        ray.get(pending)
+
+
+def _own_address() -> str:
+    from ray.train._internal.utils import get_address_and_port
+
+    host, port = get_address_and_port()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _set_tf_config(addresses: list[str], rank: int) -> None:
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})

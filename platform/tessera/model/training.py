@@ -1,0 +1,218 @@
+"""Data-parallel training of the U-Net: the only file that imports TensorFlow.
+
+`fit` knows no Ray and no MLflow: it takes batches, and hands steps and checkpoints to the functions it was given.
+The loss over workers is sum(weight x cross-entropy) / global number of known pixels, never a mean of means; gradients
+are summed over replicas, so each replica's share is scaled by the global denominator before differentiation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.model.bundle import Contract, save_bundle
+from tessera.model.optimiser import OptimiserSpec
+from tessera.model.predictor import Predict, valid_predict
+from tessera.model.spec import UnetSpec
+
+Batch = Mapping[str, NDArray[Any]]
+"""`image` float32 (b, y, x), `target` uint8 (b, y', x'), `weights` float32 (b, y', x'); known pixels: target != 255."""
+
+STATE = "state.npz"
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """How long to train and how often to speak.
+
+    Attributes:
+      steps: optimiser steps of the whole run, counted from its beginning, not from a resume.
+      log_every: steps between two calls of `on_step`.
+      checkpoint_every: steps between two calls of `on_checkpoint`; the last step always makes one.
+      seed: of weights and dropout.
+    """
+
+    steps: int
+    log_every: int
+    checkpoint_every: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The network after `step` steps."""
+
+    step: int
+    spec: UnetSpec
+    model: Any
+    optimizer: Any
+
+    def predict(self) -> Predict:
+        """A predictor with these weights."""
+        return valid_predict(self.model, self.spec)
+
+    def save(self, folder: Path, contract: Contract) -> None:
+        """Write the bundle, and beside it what a restart needs: every variable of network and optimiser, and the step.
+
+        Dropout's seed states are among the network's variables, so a resumed run draws the masks it would have drawn.
+        """
+        save_bundle(folder / "bundle", self.model, contract)
+        arrays = {f"model/{i}": np.asarray(v) for i, v in enumerate(self.model.variables)}
+        arrays |= {f"optimizer/{i}": np.asarray(v) for i, v in enumerate(self.optimizer.variables)}
+        np.savez(folder / STATE, step=np.int64(self.step), **arrays)  # type: ignore[arg-type]
+
+
+def fit(
+    batches: Callable[[int], Iterable[Batch]],
+    spec: UnetSpec,
+    optimiser: OptimiserSpec,
+    plan: FitPlan,
+    *,
+    on_step: Callable[[Mapping[str, float]], None],
+    on_checkpoint: Callable[[Snapshot], None],
+    resume: Path | None = None,
+) -> None:
+    """Train until `plan.steps`, from the start or from a checkpoint.
+
+    Args:
+      batches: given the first step, this worker's batches from there on, in order.
+      spec: the network.
+      optimiser: the optimiser.
+      plan: length and cadence.
+      on_step: receives step, loss (mean since the last call), learning_rate and samples_per_second of all workers.
+      on_checkpoint: receives a `Snapshot`; called on every worker at the same steps.
+      resume: a folder that `Snapshot.save` filled; None starts afresh.
+
+    Raises:
+      FloatingPointError: the loss is not finite; the step is named.
+      ValueError: the checkpoint is of another architecture.
+    """
+    trainer = _Trainer(spec, optimiser, plan)
+    first = trainer.restore(resume) if resume else 0
+    log = _Log(plan, on_step, trainer.workers)
+    feed = iter(batches(first))
+    for step in range(first, plan.steps):
+        batch = next(feed)
+        rate = optimiser.rate_at(step, plan.steps)
+        log.add(step, trainer.step(batch, rate), rate, len(batch["image"]))
+        if (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.steps:
+            log.pause()
+            on_checkpoint(Snapshot(step + 1, spec, trainer.model, trainer.optimizer))
+            log.resume()
+
+
+class _Trainer:
+    """Network, optimiser and one compiled step, inside a distribution strategy."""
+
+    def __init__(self, spec: UnetSpec, optimiser: OptimiserSpec, plan: FitPlan) -> None:
+        # Ray's TensorFlow backend asks for Keras 2, which this project does not speak.
+        os.environ.pop("TF_USE_LEGACY_KERAS", None)
+        import keras
+        import tensorflow as tf
+
+        self.workers = len(json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}).get("worker", [0]))
+        self.strategy = (
+            tf.distribute.MultiWorkerMirroredStrategy() if self.workers > 1 else tf.distribute.get_strategy()
+        )
+        with self.strategy.scope():
+            keras.utils.set_random_seed(plan.seed)
+            from tessera.model.unet import build_unet
+
+            self.model = build_unet(spec, seed=plan.seed, synchronized=self.workers > 1)
+            self.optimizer = _make_optimizer(keras, optimiser)
+            self.optimizer.build(self.model.trainable_variables)
+        self._compiled = _compile_step(tf, self.strategy, self.model, self.optimizer)
+
+    def step(self, batch: Batch, rate: float) -> float:
+        """Take one step; returns the loss over all workers' known pixels."""
+        self.optimizer.learning_rate.assign(rate)
+        image = np.asarray(batch["image"], np.float32)[..., np.newaxis]
+        return float(self._compiled(image, np.asarray(batch["target"]), np.asarray(batch["weights"], np.float32)))
+
+    def restore(self, folder: Path) -> int:
+        """Load a checkpoint; returns the number of steps it has behind it."""
+        with np.load(folder / STATE, allow_pickle=False) as state, self.strategy.scope():
+            for prefix, owner in (("model", self.model), ("optimizer", self.optimizer)):
+                shapes = [tuple(state[k].shape) for k in state.files if k.startswith(prefix)]
+                wanted = [tuple(v.shape) for v in owner.variables]
+                if shapes != wanted:
+                    raise ValueError(
+                        f"the checkpoint in {folder} is of another architecture: it has {len(shapes)} {prefix} arrays, "
+                        f"this network wants {len(wanted)} (or other shapes). Train under another run name."
+                    )
+                for i, variable in enumerate(owner.variables):
+                    variable.assign(state[f"{prefix}/{i}"])
+            return int(state["step"])
+
+
+def _make_optimizer(keras: Any, spec: OptimiserSpec) -> Any:
+    # The rate is assigned before every step: schedules inside the optimiser would be one more state to resume.
+    if spec.name == "sgd":
+        return keras.optimizers.SGD(learning_rate=spec.learning_rate, momentum=spec.momentum)
+    return keras.optimizers.Adam(learning_rate=spec.learning_rate)
+
+
+def _compile_step(tf: Any, strategy: Any, model: Any, optimizer: Any) -> Callable[[Any, Any, Any], Any]:
+    from tessera.model.losses import weighted_cross_entropy
+
+    def over_replicas(value: Any) -> Any:
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+    def replica_step(image: Any, target: Any, weights: Any) -> Any:
+        with tf.GradientTape() as tape:
+            total, known = weighted_cross_entropy(model(image, training=True), target, weights)
+            share = total / tf.maximum(over_replicas(known), 1.0)
+        gradients = tape.gradient(share, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)  # sums the gradients over replicas
+        return over_replicas(share)
+
+    @tf.function(reduce_retracing=True)
+    def step(image: Any, target: Any, weights: Any) -> Any:
+        return strategy.run(replica_step, args=(image, target, weights))
+
+    return step  # type: ignore[no-any-return]
+
+
+class _Log:
+    """Collects losses and speaks every `log_every` steps; time spent in checkpoints does not count as training."""
+
+    def __init__(self, plan: FitPlan, on_step: Callable[[Mapping[str, float]], None], workers: int) -> None:
+        self.plan, self.on_step, self.workers = plan, on_step, workers
+        self.losses: list[float] = []
+        self.samples, self.seconds, self.since = 0, 0.0, time.perf_counter()
+
+    def add(self, step: int, loss: float, rate: float, batch: int) -> None:
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of step {step} is {loss}: training has diverged. Lower --optimiser.learning_rate or "
+                "lengthen --optimiser.warmup_steps; the last checkpoint is kept."
+            )
+        self.losses.append(loss)
+        self.samples += batch * self.workers
+        if (step + 1) % self.plan.log_every == 0 or step + 1 == self.plan.steps:
+            self.pause()
+            self.on_step(
+                {
+                    "step": step + 1,
+                    "loss": float(np.mean(self.losses)),
+                    "learning_rate": rate,
+                    "samples_per_second": self.samples / max(self.seconds, 1e-9),
+                }
+            )
+            self.losses, self.samples, self.seconds = [], 0, 0.0
+            self.resume()
+
+    def pause(self) -> None:
+        self.seconds += time.perf_counter() - self.since
+
+    def resume(self) -> None:
+        self.since = time.perf_counter()

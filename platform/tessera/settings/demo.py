@@ -1,0 +1,31 @@
+"""Settings of `tessera demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tessera.settings.common import TrackingSettings
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Run the whole main job on the synthetic volume: train, predict, segment, evaluate.
+
+    Args:
+      sections: of the synthetic volume; the last quarter is held out for the score, the quarter before it chooses.
+      size: in-plane extent of a section, in pixels.
+      steps: training steps.
+      tracking: where MLflow keeps the runs.
+    """
+
+    sections: int = 24
+    size: int = 512
+    steps: int = 240
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    def __post_init__(self) -> None:
+        if self.sections < 8 or self.size < 256:
+            raise ValueError(
+                f"sections={self.sections} and size={self.size} leave too little to learn from and score. "
+                "Try at least 8 sections of 256 px."
+            )

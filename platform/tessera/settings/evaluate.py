@@ -1,0 +1,35 @@
+"""Settings of `tessera evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tessera.settings.common import TrackingSettings
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Score membrane probability against ground truth with the ISBI 2012 metrics.
+
+    Args:
+      volume: the probability volume that `tessera predict` wrote: a name or a path.
+      labels: the ground truth, of the same shape: 0 is membrane, any other value is cell.
+      sections: which sections to score, such as 24-29; null takes all valid ones.
+      threshold: the frozen threshold whose scores come first; null takes the one chosen in training.
+      invert_labels: true where the labels say 0 for cell and anything else for membrane.
+      tracking: where MLflow keeps the run.
+    """
+
+    volume: str = ""
+    labels: str = ""
+    sections: str | None = None
+    threshold: float | None = None
+    invert_labels: bool = False
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    def __post_init__(self) -> None:
+        for name, example in (("volume", "my-membranes"), ("labels", "my-labels")):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not given. Try --{name} {example}.")
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold={self.threshold} is no probability below 1. Try 0.5.")

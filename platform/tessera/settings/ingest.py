@@ -1,0 +1,49 @@
+"""Settings of `tessera ingest`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tessera.settings.common import RunnerSettings, check_layout
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    """Turn a multi-page TIFF, or a folder of numbered TIFF/PNG slices, into a sharded OME-Zarr volume.
+
+    Args:
+      source: the TIFF file or the folder.
+      output: name of the volume (under TESSERA_HOME/volumes) or a path ending in .zarr.
+      voxel_size_nm: z, y, x in nanometres, such as [50, 4, 4].
+      kind: image, or labels (colours become ids; values are never interpolated or inverted).
+      invert: force (true) or forbid (false) inverting grey values; null follows the file (MINISWHITE is inverted).
+      chunk: voxels a reader decodes at once, z, y, x; null chooses.
+      shard: voxels one task writes as one object; a multiple of the chunk; null chooses.
+      overwrite: delete an earlier volume of that name first, if tessera made it.
+      runner: serial or on Ray, with how many workers.
+    """
+
+    source: str = ""
+    output: str = ""
+    voxel_size_nm: tuple[float, float, float] | None = None
+    kind: Literal["image", "labels"] = "image"
+    invert: bool | None = None
+    chunk: tuple[int, int, int] | None = None
+    shard: tuple[int, int, int] | None = None
+    overwrite: bool = False
+    runner: RunnerSettings = field(default_factory=RunnerSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("source", "output"):
+            if not getattr(self, name):
+                raise ValueError(
+                    f"{name} is not given. Try --{name} {'stack.tif' if name == 'source' else 'my-volume'}."
+                )
+        if self.voxel_size_nm is None or min(self.voxel_size_nm) <= 0:
+            raise ValueError(
+                f"voxel_size_nm={self.voxel_size_nm}: a volume without its voxel size fits no model later. "
+                "Give z, y, x in nanometres, such as --voxel_size_nm '[50, 4, 4]'."
+            )
+        check_layout("chunk", self.chunk)
+        check_layout("shard", self.shard)

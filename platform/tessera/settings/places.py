@@ -1,0 +1,47 @@
+"""Where things lie: `TESSERA_HOME`, and how names in settings become paths.
+
+What runs leave behind never lies in the current folder: a Ray job's is temporary, and lost with the job.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """`TESSERA_HOME`, by default `~/tessera`; absolute."""
+    return Path(os.environ.get("TESSERA_HOME", "~/tessera")).expanduser().absolute()
+
+
+def output_path(name: str, suffix: str = ".zarr") -> Path:
+    """Where an output of this name goes: a bare name under `TESSERA_HOME/volumes`, a path where it says.
+
+    Raises:
+      ValueError: the name is empty.
+    """
+    if not name:
+        raise ValueError("the output has no name. Try --output my-volume, which lands in TESSERA_HOME/volumes.")
+    path = Path(name).expanduser()
+    if path.suffix != suffix:
+        path = path.with_name(path.name + suffix)
+    return path.absolute() if len(path.parts) > 1 else home() / "volumes" / path
+
+
+def input_path(name: str) -> Path:
+    """Where an input of this name lies: as a path if it exists, else a volume under `TESSERA_HOME/volumes`.
+
+    Raises:
+      ValueError: the name is empty.
+      FileNotFoundError: it lies in neither place.
+    """
+    if not name:
+        raise ValueError("no input was named. Give a path, or the name of a volume under TESSERA_HOME/volumes.")
+    if "://" in name:
+        raise ValueError(f"{name} is a URL: object stores are not supported yet. Copy the volume to a local disk.")
+    given = Path(name).expanduser()
+    candidates = [given, home() / "volumes" / given, home() / "volumes" / f"{given}.zarr"]
+    for path in candidates:
+        if path.exists():
+            return path.absolute()
+    raise FileNotFoundError(f"{name} does not exist: looked for {', '.join(str(c.absolute()) for c in candidates)}.")

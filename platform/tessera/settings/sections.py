@@ -1,0 +1,33 @@
+"""Selections of sections, as people write them: `0-19`, `0-3,7`, or nothing for all of them."""
+
+from __future__ import annotations
+
+
+def parse_sections(text: str | None, depth: int) -> tuple[int, ...]:
+    """The section numbers that `text` selects from a volume of `depth` sections, in order.
+
+    Both ends of a range count: `20-23` is four sections.
+
+    >>> parse_sections("0-2,5", 6)
+    (0, 1, 2, 5)
+
+    Raises:
+      ValueError: not a selection, a section twice, or one outside the volume.
+    """
+    if text is None:
+        return tuple(range(depth))
+    chosen: list[int] = []
+    for part in str(text).split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise ValueError(
+                f"sections={text!r} is not a selection: {part!r} is no number or range. Try '0-19' or '3,5'."
+            )
+        chosen.extend(range(int(first), int(last or first) + 1))
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise ValueError(f"sections={text!r} selects nothing or one section twice. Try '0-19'.")
+    if max(chosen) >= depth:
+        raise ValueError(
+            f"sections={text!r} passes the volume, which has {depth} sections, 0-{depth - 1}. Try '0-{depth - 1}'."
+        )
+    return tuple(chosen)

@@ -1,0 +1,46 @@
+"""Settings of `tessera segment`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tessera.settings.common import RunnerSettings, TrackingSettings, check_layout
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """Cut membrane probability into cells: 2D components per section, stitched over blocks.
+
+    Args:
+      volume: the probability volume that `tessera predict` wrote: a name or a path.
+      output: name or path of the label volume.
+      threshold: cell probability above which a pixel is cell; null takes the one chosen in training.
+      connectivity: 4 or 8 neighbours within a section.
+      block: voxels per task, z, y, x: a whole number of output shards; null takes one shard.
+      chunk: voxels a reader of the output decodes at once; null chooses.
+      shard: voxels per output object; null chooses.
+      overwrite: delete an earlier output of that name first, if tessera made it.
+      runner: serial or on Ray, with how many workers.
+      tracking: where MLflow keeps the run.
+    """
+
+    volume: str = ""
+    output: str = ""
+    threshold: float | None = None
+    connectivity: Literal[4, 8] = 4
+    block: tuple[int, int, int] | None = None
+    chunk: tuple[int, int, int] | None = None
+    shard: tuple[int, int, int] | None = None
+    overwrite: bool = False
+    runner: RunnerSettings = field(default_factory=RunnerSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    def __post_init__(self) -> None:
+        for name, example in (("volume", "my-membranes"), ("output", "my-cells")):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not given. Try --{name} {example}.")
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold={self.threshold} is no probability below 1: nothing would be cell. Try 0.5.")
+        for name in ("block", "chunk", "shard"):
+            check_layout(name, getattr(self, name))

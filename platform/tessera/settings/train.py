@@ -1,0 +1,157 @@
+"""Settings of `tessera train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tessera.images.augment import Augmentation
+from tessera.model.optimiser import OptimiserSpec
+from tessera.model.spec import UnetSpec
+from tessera.settings.common import TrackingSettings
+
+
+@dataclass(frozen=True)
+class AnnotatedSections:
+    """Sections of one volume and their labels.
+
+    Args:
+      volume: the raw volume, as `tessera ingest` made it: a name or a path.
+      labels: its label volume, of the same shape: 0 is membrane, any other value is cell.
+      sections: which of them, such as 0-19; null takes all.
+    """
+
+    volume: str
+    labels: str
+    sections: str | None = None
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is learned from and what is held out.
+
+    Args:
+      train: annotated sections to learn from; empty means the synthetic volume.
+      validation: whole sections held out, on which the threshold is chosen.
+      invert_labels: true where the labels say 0 for cell and anything else for membrane.
+    """
+
+    train: list[AnnotatedSections] = field(default_factory=list)
+    validation: list[AnnotatedSections] = field(default_factory=list)
+    invert_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.train) != bool(self.validation):
+            raise ValueError(
+                "data.train and data.validation must both be given or both be empty: without held-out sections no "
+                "threshold can be chosen. Try holding out the last 4 annotated sections."
+            )
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The border-weighted cross-entropy of Ronneberger 2015, equation 2.
+
+    Args:
+      w0: extra weight of the thinnest border between two cells; 0 switches border weights off.
+      sigma_px: how fast it falls with the distance to the two nearest cells, in pixels.
+      class_balance: weight membrane and cell by their inverse frequency.
+    """
+
+    w0: float = 10.0
+    sigma_px: float = 5.0
+    class_balance: bool = False
+
+    def __post_init__(self) -> None:
+        if self.w0 < 0 or self.sigma_px <= 0:
+            raise ValueError(
+                f"loss.w0={self.w0} must not be negative and loss.sigma_px={self.sigma_px} must be positive. "
+                "The paper has 10 and 5."
+            )
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """How long, in which portions, and how often to look.
+
+    Args:
+      steps: optimiser steps.
+      batch: samples a step, over all workers together.
+      crop_px: pixels of a sample that are scored; the network's context comes on top (valid padding).
+      log_every: steps between two log lines and metrics.
+      checkpoint_every: steps between two checkpoints with validation.
+    """
+
+    steps: int = 240
+    batch: int = 4
+    crop_px: int = 192
+    log_every: int = 10
+    checkpoint_every: int = 120
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop_px", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"schedule.{name}={getattr(self, name)} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class ResourceSettings:
+    """What training may occupy.
+
+    Args:
+      workers: data-parallel workers.
+      use_gpu: auto takes one GPU per worker where Ray sees that many.
+      max_failures: restarts from the last checkpoint after lost workers.
+    """
+
+    workers: int = 1
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    max_failures: int = 3
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.max_failures < 0:
+            raise ValueError(
+                f"resources.workers={self.workers} must be at least 1 and max_failures={self.max_failures} at least 0."
+            )
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Train a U-Net on annotated sections, track it in MLflow and register its bundle.
+
+    Args:
+      name: of the run; its folder is TESSERA_HOME/runs/NAME; null makes one from the time.
+      data: what is learned from and what is held out.
+      network: the U-Net.
+      augmentation: what is done to each sample.
+      loss: the border-weighted cross-entropy.
+      optimiser: the optimiser and its schedule.
+      schedule: how long and how often.
+      resources: workers and GPUs.
+      tracking: where MLflow keeps the run.
+      register_as: name of the model in MLflow's registry.
+      seed: of everything random.
+    """
+
+    name: str | None = None
+    data: DataSettings = field(default_factory=DataSettings)
+    network: UnetSpec = field(default_factory=lambda: UnetSpec(12, 3, "same", batch_norm=True, dropout=0.0))
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimiser: OptimiserSpec = field(default_factory=lambda: OptimiserSpec(learning_rate=3e-3, warmup_steps=20))
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    resources: ResourceSettings = field(default_factory=ResourceSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    register_as: str = "tessera-unet"
+    seed: int = 2015
+
+    def __post_init__(self) -> None:
+        self.network.input_extent(self.schedule.crop_px)
+        if self.schedule.batch % self.resources.workers:
+            legal = max(1, round(self.schedule.batch / self.resources.workers)) * self.resources.workers
+            raise ValueError(
+                f"schedule.batch={self.schedule.batch} cannot be shared evenly by {self.resources.workers} workers: "
+                f"replicas would take different numbers of samples. Try batch={legal}."
+            )
+        if self.name is not None and not all(c.isalnum() or c in "-_." for c in self.name):
+            raise ValueError(f"name={self.name!r} becomes a folder: use letters, digits, '-', '_' and '.' only.")

@@ -1,0 +1,59 @@
+"""Bundles in MLflow's registry: a pyfunc model from code, its weights and contract as artifacts, no pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tessera.tracking.runs import Tracker
+
+CODE = Path(__file__).with_name("pyfunc_model.py")
+
+
+def register_bundle(tracker: Tracker, bundle: Path, name: str, requirements: Sequence[str]) -> str:
+    """Log a bundle with the run and register it.
+
+    Args:
+      tracker: the training run's.
+      bundle: folder with weights.keras and contract.json.
+      name: of the registered model.
+      requirements: pip requirements, `name==version`.
+
+    Returns:
+      The model's URI, models:/NAME/VERSION.
+    """
+    import mlflow
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    mlflow.set_tracking_uri(tracker.uri)
+    mlflow.set_registry_uri(tracker.uri)
+    # A code model runs once when it is logged; resuming the run by id keeps that in this run.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    pixels = (-1, -1, -1)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.float32), pixels, "raw")]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), pixels, "membrane_probability")]),
+    )
+    with mlflow.start_run(run_id=tracker.run_id):
+        info = mlflow.pyfunc.log_model(
+            name="bundle",
+            python_model=str(CODE),
+            artifacts={path.name.replace(".", "_"): str(path) for path in sorted(bundle.iterdir())},
+            pip_requirements=list(requirements),
+            signature=signature,
+            registered_model_name=name,
+        )
+    return f"models:/{name}/{_version(tracker, name, info)}"
+
+
+def _version(tracker: Tracker, name: str, info: Any) -> str:
+    from mlflow import MlflowClient
+
+    if getattr(info, "registered_model_version", None):
+        return str(info.registered_model_version)
+    client = MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+    return str(max(int(v.version) for v in client.search_model_versions(f"name='{name}'")))

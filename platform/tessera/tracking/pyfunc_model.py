@@ -1,0 +1,33 @@
+"""The code of the registered pyfunc model: raw sections in, membrane probability out.
+
+MLflow copies this file beside the bundle and runs it when the model is loaded; it needs tessera installed there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.pyfunc import PythonModel
+
+
+class BundleModel(PythonModel):  # type: ignore[misc]
+    """Predicts whole sections, mirrored at their edges, with the bundle's own normalisation."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the bundle from the model's artifacts."""
+        from tessera.model.predictor import load_predictor
+
+        self.membrane, self.contract = load_predictor(Path(context.artifacts["weights_keras"]).parent)
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        """Membrane probability, float32, of raw sections (z, y, x)."""
+        from tessera.model.predictor import predict_volume
+
+        raw = model_input["raw"] if isinstance(model_input, dict) else model_input
+        return predict_volume(self.membrane, np.asarray(raw), self.contract)
+
+
+mlflow.models.set_model(BundleModel())

@@ -1,0 +1,166 @@
+"""MLflow runs, by explicit client and run id: no global active run, no current folder.
+
+The driver creates the run; whoever reports writes with the id it was given. There is one writer per run at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+MAX_PARAM_LENGTH = 6000
+
+
+@dataclass(frozen=True, slots=True)
+class Tracker:
+    """One run on one tracking server; a plain value that travels to other processes.
+
+    Attributes:
+      uri: absolute tracking URI.
+      run_id: the run's.
+    """
+
+    uri: str
+    run_id: str
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics at one step."""
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        _client(self.uri).log_batch(
+            self.run_id, metrics=[Metric(name, float(value), now, step) for name, value in values.items()]
+        )
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Set tags."""
+        for name, value in values.items():
+            _client(self.uri).set_tag(self.run_id, name, value)
+
+    def picture(self, key: str, image: NDArray[Any], step: int) -> None:
+        """Log an RGB picture, uint8 (y, x, 3), that MLflow shows over steps."""
+        _client(self.uri).log_image(self.run_id, image, key=key, step=step, synchronous=True)
+
+    def document(self, name: str, content: Mapping[str, Any]) -> None:
+        """Log a JSON document."""
+        _client(self.uri).log_dict(self.run_id, dict(content), name)
+
+    def dataset(self, name: str, fingerprint: str, context: str) -> None:
+        """Tell which data the run read, by name and fingerprint."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = json.dumps({"uri": name})
+        data = Dataset(name=Path(name).name, digest=fingerprint[:16], source_type="local", source=source)
+        _client(self.uri).log_inputs(
+            self.run_id, datasets=[DatasetInput(data, tags=[InputTag("mlflow.data.context", context)])]
+        )
+
+    def parent_of(self, other_run_id: str, relation: str) -> None:
+        """Link this run with another one in both directions: the lineage that the UI shows as tags."""
+        client = _client(self.uri)
+        client.set_tag(self.run_id, f"tessera.{relation}", other_run_id)
+        client.set_tag(other_run_id, f"tessera.{relation}_of.{self.run_id[:8]}", self.run_id)
+
+
+def tracking_uri(given: str | None, home: Path) -> str:
+    """The URI to use: the one given, else the environment's, else SQLite under `home`."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+
+
+@contextmanager
+def tracked_run(
+    uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], home: Path
+) -> Iterator[Tracker]:
+    """A run that is FINISHED when the block ends and FAILED when it raises.
+
+    Args:
+      uri: tracking URI.
+      experiment: created where it is missing; its artifacts lie under `home` for a local database.
+      name: the run's.
+      params: nested settings; flattened to dotted names.
+      tags: tags.
+      home: TESSERA_HOME.
+    """
+    client = _client(uri)
+    run = client.create_run(_experiment_id(client, uri, experiment, home), run_name=name, tags=dict(tags))
+    tracker = Tracker(uri, run.info.run_id)
+    try:
+        _log_params(tracker, params)
+        yield tracker
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        client.set_tag(tracker.run_id, "tessera.error", str(error)[:500])
+        client.set_terminated(tracker.run_id, status)
+        raise
+    client.set_terminated(tracker.run_id, "FINISHED")
+
+
+def _experiment_id(client: Any, uri: str, name: str, home: Path) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # Without a location of its own a local database would put artifacts into the current folder.
+    location = (home / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _log_params(tracker: Tracker, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    flat = [Param(key, value[:MAX_PARAM_LENGTH]) for key, value in flattened(params).items()]
+    _client(tracker.uri).log_batch(tracker.run_id, params=flat)
+
+
+def flattened(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted names of nested plain values.
+
+    >>> flattened({"network": {"filters": 32}, "seed": 1})
+    {'network.filters': '32', 'seed': '1'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def _client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def log_pictures(tracker: Tracker, pictures: Mapping[str, Path]) -> None:
+    """Log picture files as artifacts under `pictures/`."""
+    for path in pictures.values():
+        _client(tracker.uri).log_artifact(tracker.run_id, str(path), "pictures")
+
+
+def fetch_artifacts(uri: str, model_uri: str) -> Path:
+    """Download a registered model's files; returns the folder.
+
+    Raises:
+      FileNotFoundError: no such model or version.
+    """
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        folder = tempfile.mkdtemp(prefix="tessera-model-")
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=folder, tracking_uri=uri))
+    except mlflow.exceptions.MlflowException as error:
+        raise FileNotFoundError(f"{model_uri} is not in the registry at {uri}: {error}") from None

@@ -1,0 +1,33 @@
+"""Fixtures that the whole suite shares: one home, one Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# Ray's workers import the functions that a test hands them by the name of the test's module.
+_folders = [str(path) for path in Path(__file__).parent.iterdir() if path.is_dir()]
+os.environ["PYTHONPATH"] = os.pathsep.join([*_folders, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `TESSERA_HOME` of the test's own."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("TESSERA_HOME", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray of 4 logical CPUs, started once for the suite; small tasks, so two real cores carry them."""
+    from tessera.engine.session import connected
+
+    with connected(cpus=4):
+        yield

@@ -1,0 +1,134 @@
+"""One contract for the serial and the Ray runner, and what only actors can suffer: dying."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tessera.engine.blocks import WorkerPool, run_blocks
+from tessera.engine.serial import run_serially
+from tessera.engine.tasks import CircuitBrokenError, MakeWorker, Outcome, RetryPolicy, Task
+
+QUICK = RetryPolicy(attempts=3, backoff_s=0.01, breaker=5)
+Run = Callable[[MakeWorker, list[Task]], list[Outcome]]
+
+
+def _serially(make_worker: MakeWorker, tasks: list[Task]) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    run_serially(make_worker, tasks, QUICK, outcomes.append)
+    return outcomes
+
+
+def _on_ray(make_worker: MakeWorker, tasks: list[Task], workers: int = 2) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    run_blocks(make_worker, tasks, WorkerPool(workers), QUICK, outcomes.append)
+    return outcomes
+
+
+@pytest.fixture(params=["serial", "ray"])
+def run(request: pytest.FixtureRequest) -> Run:
+    if request.param == "ray":
+        request.getfixturevalue("ray_session")
+        return _on_ray
+    return _serially
+
+
+def _tasks(count: int) -> list[Task]:
+    return [Task(index, index) for index in range(count)]
+
+
+def _make_doubler() -> Callable[[int], dict[str, Any]]:
+    return lambda item: {"doubled": 2 * item}
+
+
+def _make_refuser() -> Callable[[int], dict[str, Any]]:
+    def process(item: int) -> dict[str, Any]:
+        if item == 3:
+            raise ValueError("block three is rotten")
+        return {"item": item}
+
+    return process
+
+
+def _make_hopeless() -> Callable[[int], dict[str, Any]]:
+    def process(item: int) -> dict[str, Any]:
+        raise OSError("disk on fire")
+
+    return process
+
+
+def test_each_block_is_reported_exactly_once(run: Run) -> None:
+    outcomes = run(_make_doubler, _tasks(9))
+    assert sorted((o.index, o.row["doubled"], o.attempt) for o in outcomes) == [(i, 2 * i, 1) for i in range(9)]
+
+
+def test_a_failing_block_is_named_and_the_rest_is_done(run: Run) -> None:
+    outcomes = run(_make_refuser, _tasks(6))
+    failed = [o for o in outcomes if o.failed]
+    assert [(o.index, o.attempt, o.error) for o in failed] == [(3, 3, "ValueError: block three is rotten")]
+    assert sorted(o.index for o in outcomes if not o.failed) == [0, 1, 2, 4, 5]
+
+
+def test_a_passing_fault_is_retried(run: Run, tmp_path: Path) -> None:
+    def make_flaky() -> Callable[[int], dict[str, Any]]:
+        def process(item: int) -> dict[str, Any]:
+            mark = tmp_path / str(item)
+            if not mark.exists():
+                mark.touch()
+                raise OSError("the network hiccuped")
+            return {}
+
+        return process
+
+    assert {(o.index, o.attempt, o.failed) for o in run(make_flaky, _tasks(4))} == {(i, 2, False) for i in range(4)}
+
+
+def test_a_job_in_which_everything_fails_stops_early(run: Run) -> None:
+    with pytest.raises(CircuitBrokenError, match="the first 5 blocks all failed, the last with: OSError: disk on fire"):
+        run(_make_hopeless, _tasks(1000))
+
+
+def test_a_block_that_kills_its_process_is_quarantined_alone(ray_session: None) -> None:
+    def make_killer() -> Callable[[int], dict[str, Any]]:
+        def process(item: int) -> dict[str, Any]:
+            time.sleep(0.01)
+            if item == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {}
+
+        return process
+
+    outcomes = _on_ray(make_killer, _tasks(12))
+    assert [o.index for o in outcomes if o.failed] == [5]
+    assert "its worker process died" in next(o.error for o in outcomes if o.failed)
+    assert sorted(o.index for o in outcomes) == list(range(12))
+
+
+def test_blocks_in_flight_on_a_killed_worker_are_done_by_another(ray_session: None, tmp_path: Path) -> None:
+    def make_once_killed() -> Callable[[int], dict[str, Any]]:
+        def process(item: int) -> dict[str, Any]:
+            if item == 2 and not (tmp_path / "killed").exists():
+                (tmp_path / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {"pid": os.getpid()}
+
+        return process
+
+    outcomes = _on_ray(make_once_killed, _tasks(8), workers=1)
+    assert sorted(o.index for o in outcomes) == list(range(8))
+    assert not any(o.failed for o in outcomes)
+    assert len({o.row["pid"] for o in outcomes}) == 2
+
+
+def test_workers_that_cannot_start_end_the_job_with_their_error(ray_session: None) -> None:
+    def make_none() -> Callable[[int], dict[str, Any]]:
+        raise FileNotFoundError("no model here")
+
+    with pytest.raises(RuntimeError, match=r"workers cannot be started.*no model here"):
+        _on_ray(make_none, _tasks(3), workers=1)
