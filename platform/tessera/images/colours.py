@@ -29,7 +29,7 @@ def label_colours(labels: NDArray[Any]) -> NDArray[np.uint8]:
     Raises:
       ValueError: labels are not integers, or one is negative.
     """
-    if labels.dtype.kind not in "bui" or (labels.dtype.kind == "i" and labels.size and labels.min() < 0):
+    if labels.dtype.kind not in "iub" or (labels.dtype.kind == "i" and labels.size and labels.min() < 0):
         raise ValueError(
             f"labels are {labels.dtype}, some perhaps negative: ids are integers of 0 or more, as in uint64."
         )

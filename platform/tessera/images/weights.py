@@ -144,7 +144,7 @@ def _components(cells: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[Box]]
 
 
 def _check(labels: NDArray[Any], ndim: int, w0: float, sigma_px: float) -> None:
-    if labels.ndim != ndim or labels.dtype.kind not in "bui":
+    if labels.ndim != ndim or labels.dtype.kind not in "iub":
         axes = "(y, x)" if ndim == 2 else "(z, y, x)"
         raise ValueError(
             f"labels are {labels.dtype} of shape {labels.shape}: border weights want integers {axes}, 0 on membrane; "
