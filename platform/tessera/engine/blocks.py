@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,15 +56,14 @@ def run_blocks(
       CircuitBrokenError: everything fails.
       RuntimeError: workers cannot be started; the first one's error is named.
     """
-    run = _Run(make_worker, pool, policy, on_result)
+    run = _Run(make_worker, pool, policy, on_result, iter(tasks))
     try:
-        run.until_done(deque(tasks))
+        run.until_done()
     finally:
         run.stop()
 
 
-@ray.remote
-class _Actor:
+class _Worker:
     """Holds one worker; its methods run in `in_flight` threads."""
 
     def ready(self, make_worker: MakeWorker) -> bool:
@@ -90,8 +89,16 @@ class _Slot:
 class _Run:
     """The driver's bookkeeping for one job."""
 
-    def __init__(self, make_worker: MakeWorker, pool: WorkerPool, policy: RetryPolicy, on_result: OnResult) -> None:
+    def __init__(
+        self,
+        make_worker: MakeWorker,
+        pool: WorkerPool,
+        policy: RetryPolicy,
+        on_result: OnResult,
+        source: Iterator[Task],
+    ) -> None:
         self.make_worker, self.pool, self.policy, self.on_result = make_worker, pool, policy, on_result
+        self.source, self.pending = source, deque[Task]()  # tasks are drawn as they are sent: there may be millions
         self.breaker = Breaker(policy)
         self.slots: list[_Slot] = []
         self.flying: dict[ray.ObjectRef, tuple[_Slot, Task]] = {}
@@ -100,12 +107,11 @@ class _Run:
         self.attempts: dict[int, int] = {}
         self.failed_starts = 0
 
-    def until_done(self, pending: deque[Task]) -> None:
-        while pending or self.waiting or self.suspects or self.flying:
-            wanted = min(self.pool.workers, len(pending) + len(self.waiting) + len(self.suspects) + len(self.flying))
-            while len(self.slots) < wanted:
+    def until_done(self) -> None:
+        while self._draw() or self.waiting or self.suspects or self.flying:
+            while len(self.slots) < self._wanted_workers():
                 self.slots.append(self._start())
-            self._dispatch(pending)
+            self._dispatch()
             refs = [*self.flying, *(s.ready_ref for s in self.slots if not s.ready)]
             # A short wait keeps back-off punctual; an actor that answers ends it at once.
             done, _ = ray.wait(refs, num_returns=1, timeout=0.2) if refs else ([], [])
@@ -114,6 +120,19 @@ class _Run:
             if not refs:
                 time.sleep(0.05)
 
+    def _draw(self) -> bool:
+        """Keep enough tasks at hand to fill every worker; whether any is."""
+        while len(self.pending) < self.pool.workers * self.pool.in_flight:
+            task = next(self.source, None)
+            if task is None:
+                break
+            self.pending.append(task)
+        return bool(self.pending)
+
+    def _wanted_workers(self) -> int:
+        open_tasks = len(self.pending) + len(self.waiting) + len(self.suspects) + len(self.flying)
+        return min(self.pool.workers, open_tasks)
+
     def stop(self) -> None:
         for slot in self.slots:
             ray.kill(slot.actor)
@@ -121,27 +140,34 @@ class _Run:
     def _start(self) -> _Slot:
         threads = str(max(1, int(self.pool.cpus)))
         names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "OPENBLAS_NUM_THREADS")
-        actor = _Actor.options(
-            num_cpus=self.pool.cpus,
-            num_gpus=self.pool.gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=self.pool.in_flight + 1,
-            runtime_env={"env_vars": dict.fromkeys(names, threads)},
-        ).remote()
+        actor = (
+            ray.remote(_Worker)
+            .options(
+                num_cpus=self.pool.cpus,
+                num_gpus=self.pool.gpus,
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=self.pool.in_flight + 1,
+                runtime_env={"env_vars": dict.fromkeys(names, threads)},
+            )
+            .remote()
+        )
         return _Slot(actor, actor.ready.remote(self.make_worker))
 
-    def _dispatch(self, pending: deque[Task]) -> None:
+    def _dispatch(self) -> None:
         now = time.monotonic()
         while self.waiting and self.waiting[0][0] <= now:
-            pending.appendleft(heapq.heappop(self.waiting)[2])
+            self.pending.appendleft(heapq.heappop(self.waiting)[2])
         for slot in self.slots:
             if slot.ready and not slot.open and self.suspects:
                 slot.alone = True
                 self._send(slot, self.suspects.popleft())
             # While suspects wait, actors run dry: each becomes free to try one of them alone.
-            while slot.ready and not slot.alone and not self.suspects and slot.open < self.pool.in_flight and pending:
-                self._send(slot, pending.popleft())
+            while self._has_room(slot) and not self.suspects and self._draw():
+                self._send(slot, self.pending.popleft())
+
+    def _has_room(self, slot: _Slot) -> bool:
+        return slot.ready and not slot.alone and slot.open < self.pool.in_flight
 
     def _send(self, slot: _Slot, task: Task) -> None:
         slot.open += 1

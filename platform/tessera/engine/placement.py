@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from tessera.engine.blocks import WorkerPool
 
 
@@ -24,3 +27,40 @@ def block_pool(workers: int, cpus: float, gpus: float) -> WorkerPool:
         )
     count = workers or int(gpus) or max(1, int(cpus) // 8)
     return WorkerPool(count, cpus=float(max(1, int(cpus // count))), gpus=1.0 if 0 < count <= gpus else 0.0)
+
+
+_LEAST_CPUS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class TrainShare:
+    """What each training worker reserves."""
+
+    cpus: float
+    gpu: bool
+
+
+def train_share(workers: int, use_gpu: Literal["auto", "yes", "no"], cpus: float, gpus: float) -> TrainShare:
+    """A training worker's share of a cluster, with CPUs left for Ray Data, which feeds it.
+
+    >>> train_share(1, "auto", cpus=2, gpus=0).cpus, train_share(2, "auto", cpus=2, gpus=0).cpus
+    (1.0, 0.5)
+
+    Raises:
+      ValueError: GPUs were asked for and are not there, or the workers can never run together.
+    """
+    if use_gpu == "yes" and gpus < workers:
+        raise ValueError(
+            f"use_gpu=yes with {workers} workers, but this cluster has {gpus:g} GPUs. "
+            "Try --resources.use_gpu auto, or fewer workers."
+        )
+    for_data = max(1.0, cpus // 4)
+    if workers * _LEAST_CPUS > cpus - 1.0:
+        most = int((cpus - 1.0) / _LEAST_CPUS)
+        raise ValueError(
+            f"workers={workers} is more than this cluster's {cpus:g} CPUs can ever give: each needs {_LEAST_CPUS}, and "
+            f"Ray Data one beside them. Try --resources.workers {max(1, most)}."
+        )
+    return TrainShare(
+        max(_LEAST_CPUS, min(8.0, (cpus - for_data) / workers)), gpu=use_gpu != "no" and gpus >= workers and gpus > 0
+    )

@@ -45,7 +45,9 @@ def connected(cpus: int | None = None) -> Iterator[None]:
         ray.init(**options)
     else:
         _log.info("starting a local Ray")
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        # Two logical CPUs at least: a training worker and the pipeline that feeds it wait for each other on one.
+        count = max(2, cpus or os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=count, include_dashboard=False, **options)
     try:
         yield
     finally:

@@ -33,11 +33,14 @@ class DataSettings:
     Args:
       train: annotated sections to learn from; empty means the synthetic volume.
       validation: whole sections held out, on which the threshold is chosen.
-      invert_labels: true where the labels say 0 for cell and anything else for membrane.
+      labels_are: mask where labels have two values, 0 for membrane and one for cell; instances where each cell has an
+        id of its own, above 0.
+      invert_labels: true where a mask says 0 for cell and the other value for membrane.
     """
 
     train: list[AnnotatedSections] = field(default_factory=list)
     validation: list[AnnotatedSections] = field(default_factory=list)
+    labels_are: Literal["mask", "instances"] = "mask"
     invert_labels: bool = False
 
     def __post_init__(self) -> None:
@@ -136,7 +139,11 @@ class TrainSettings:
     name: str | None = None
     data: DataSettings = field(default_factory=DataSettings)
     network: UnetSpec = field(default_factory=lambda: UnetSpec(12, 3, "same", batch_norm=True, dropout=0.0))
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation = field(
+        default_factory=lambda: Augmentation(
+            elastic_sigma_px=8.0, rotation_degrees=180.0, flips=True, contrast=0.2, brightness=0.2, noise_sigma=0.05
+        )
+    )
     loss: LossSettings = field(default_factory=LossSettings)
     optimiser: OptimiserSpec = field(default_factory=lambda: OptimiserSpec(learning_rate=3e-3, warmup_steps=20))
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)

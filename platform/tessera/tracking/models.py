@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ def register_bundle(tracker: Tracker, bundle: Path, name: str, requirements: Seq
 
     mlflow.set_tracking_uri(tracker.uri)
     mlflow.set_registry_uri(tracker.uri)
-    # A code model runs once when it is logged; resuming the run by id keeps that in this run.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     pixels = (-1, -1, -1)
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), pixels, "raw")]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), pixels, "membrane_probability")]),
     )
-    with mlflow.start_run(run_id=tracker.run_id):
+    with mlflow.start_run(run_id=tracker.run_id), warnings.catch_warnings():
+        # It asks for type hints and an input example to guess a signature from, although one is given.
+        warnings.simplefilter("ignore", UserWarning)
         info = mlflow.pyfunc.log_model(
             name="bundle",
             python_model=str(CODE),

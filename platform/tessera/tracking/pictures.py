@@ -39,8 +39,8 @@ def contact_sheet(rows: Sequence[Panel], titles: Sequence[str], *, inches: float
             if line is axes[0]:
                 axis.set_title(column, fontsize=10)
         line[0].set_ylabel(title, fontsize=9)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
 
 
 def _white(image: NDArray[Any]) -> float:

@@ -64,11 +64,23 @@ class Tracker:
             self.run_id, datasets=[DatasetInput(data, tags=[InputTag("mlflow.data.context", context)])]
         )
 
-    def parent_of(self, other_run_id: str, relation: str) -> None:
-        """Link this run with another one in both directions: the lineage that the UI shows as tags."""
+    def link(self, relation: str, other_run_id: str) -> None:
+        """Link this run with another in both directions, as tags: lineage that can be followed either way."""
         client = _client(self.uri)
         client.set_tag(self.run_id, f"tessera.{relation}", other_run_id)
-        client.set_tag(other_run_id, f"tessera.{relation}_of.{self.run_id[:8]}", self.run_id)
+        if has_run(self.uri, other_run_id):  # the model may come from another lab's server
+            client.set_tag(other_run_id, f"tessera.{relation}_of.{self.run_id[:8]}", self.run_id)
+
+
+def has_run(uri: str, run_id: str) -> bool:
+    """Whether this server knows the run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _client(uri).get_run(run_id)
+    except MlflowException:
+        return False
+    return True
 
 
 def tracking_uri(given: str | None, home: Path) -> str:
@@ -78,7 +90,14 @@ def tracking_uri(given: str | None, home: Path) -> str:
 
 @contextmanager
 def tracked_run(
-    uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], home: Path
+    uri: str,
+    experiment: str,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    home: Path,
+    *,
+    resume: str | None = None,
 ) -> Iterator[Tracker]:
     """A run that is FINISHED when the block ends and FAILED when it raises.
 
@@ -89,12 +108,17 @@ def tracked_run(
       params: nested settings; flattened to dotted names.
       tags: tags.
       home: TESSERA_HOME.
+      resume: id of an earlier run to go on with, instead of a new one, where the server knows it.
     """
     client = _client(uri)
-    run = client.create_run(_experiment_id(client, uri, experiment, home), run_name=name, tags=dict(tags))
-    tracker = Tracker(uri, run.info.run_id)
-    try:
+    if resume is None or not has_run(uri, resume):
+        run = client.create_run(_experiment_id(client, uri, experiment, home), run_name=name, tags=dict(tags))
+        tracker = Tracker(uri, run.info.run_id)
         _log_params(tracker, params)
+    else:
+        client.update_run(resume, status="RUNNING")
+        tracker = Tracker(uri, resume)
+    try:
         yield tracker
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
@@ -136,17 +160,12 @@ def flattened(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def log_pictures(tracker: Tracker, pictures: Mapping[str, Path]) -> None:
-    """Log picture files as artifacts under `pictures/`."""
-    for path in pictures.values():
-        _client(tracker.uri).log_artifact(tracker.run_id, str(path), "pictures")
 
 
 def fetch_artifacts(uri: str, model_uri: str) -> Path:
@@ -155,6 +174,7 @@ def fetch_artifacts(uri: str, model_uri: str) -> Path:
     Raises:
       FileNotFoundError: no such model or version.
     """
+    _client(uri)
     import mlflow
 
     mlflow.set_tracking_uri(uri)

@@ -1,0 +1,45 @@
+# make demo | test | lint | bench | soak. Each sets the environment up first; a second run does not install again.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+READY := $(VENV)/.ready
+CONSTRAINTS := infra/constraints.txt
+
+.PHONY: demo test lint bench soak ui clean
+
+demo: $(READY)
+	$(BIN)/tessera demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell platform jobs configs tests infra README.md CHANGELOG.md Makefile pyproject.toml
+
+soak: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+bench: $(READY)
+	$(BIN)/python -m pytest tests/benchmarks --benchmarks
+
+ui: $(READY)
+	$(BIN)/tessera ui
+
+# uv installs in seconds what takes pip minutes; where pip cannot get it, pip does the work itself.
+$(READY): pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
+	if test -x $(BIN)/uv; then \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable ".[dev]"; \
+	else \
+	  $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"; \
+	fi
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV)

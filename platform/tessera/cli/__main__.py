@@ -1,0 +1,5 @@
+"""`python -m tessera.cli`: the same as the `tessera` command."""
+
+from tessera.cli.main import entry
+
+entry()

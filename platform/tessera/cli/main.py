@@ -1,0 +1,157 @@
+"""The command line: parse into settings, call one workflow, turn errors into messages and exit codes.
+
+Exit codes: 0 done; 1 the work failed in part or whole; 2 the input or the settings cannot be used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from tessera import __version__
+from tessera.cli.suggestions import with_suggestion
+from tessera.settings.demo import DemoSettings
+from tessera.settings.evaluate import EvaluateSettings
+from tessera.settings.ingest import IngestSettings
+from tessera.settings.predict import PredictSettings
+from tessera.settings.segment import SegmentSettings
+from tessera.settings.train import TrainSettings
+
+_log = logging.getLogger("tessera")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: its settings, and what runs them and returns what to print on standard output."""
+
+    settings: type
+    run: Callable[[Any], str]
+    help: str
+
+
+def _ingest(settings: IngestSettings) -> str:
+    from tessera.workflows.ingest import ingest
+
+    return str(ingest(settings))
+
+
+def _train(settings: TrainSettings) -> str:
+    from tessera.workflows.train import train
+
+    result = train(settings)
+    return "\n".join(
+        [
+            f"model      {result.model_uri}",
+            f"bundle     {result.bundle}",
+            f"threshold  {result.contract.threshold}",
+            f"run        {result.run_id}",
+        ]
+    )
+
+
+def _predict(settings: PredictSettings) -> str:
+    from tessera.workflows.predict import predict
+
+    return str(predict(settings))
+
+
+def _segment(settings: SegmentSettings) -> str:
+    from tessera.workflows.segment import segment
+
+    return str(segment(settings))
+
+
+def _evaluate(settings: EvaluateSettings) -> str:
+    from tessera.workflows.evaluate import evaluate
+
+    return json.dumps(evaluate(settings), indent=2)
+
+
+def _demo(settings: DemoSettings) -> str:
+    from tessera.workflows.demo import demo
+
+    return demo(settings)
+
+
+COMMANDS = {
+    "ingest": Command(IngestSettings, _ingest, "turn a TIFF stack or a folder of slices into a volume"),
+    "train": Command(TrainSettings, _train, "train a U-Net on annotated sections"),
+    "predict": Command(PredictSettings, _predict, "predict membrane probability for a volume"),
+    "segment": Command(SegmentSettings, _segment, "cut membrane probability into cells"),
+    "evaluate": Command(EvaluateSettings, _evaluate, "score membrane probability against ground truth"),
+    "demo": Command(DemoSettings, _demo, "run the whole main job on the synthetic volume"),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of `tessera`, with a sub-command per workflow."""
+    parser = ArgumentParser(
+        prog="tessera",
+        description="Train U-Nets on a few annotated EM sections and batch-segment volumes of any size.",
+        exit_on_error=False,
+        version=__version__,
+    )
+    commands = parser.add_subcommands(required=True, dest="command")
+    for name, command in COMMANDS.items():
+        summary = (command.settings.__doc__ or "").split("\n\n")[0]
+        sub = ArgumentParser(description=summary, exit_on_error=False)
+        sub.add_argument("--config", action="config", help="YAML file with the settings below; options override it")
+        sub.add_class_arguments(command.settings, None)
+        commands.add_subcommand(name, sub, help=command.help)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    _log.setLevel(os.environ.get("TESSERA_LOG", "INFO"))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        name, settings = parse(words)
+        print(COMMANDS[name].run(settings))
+    except (ArgumentError, ValueError, OSError) as error:
+        return _complain(error, 2)
+    except RuntimeError as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        print("stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(words: Sequence[str]) -> tuple[str, Any]:
+    """The command and its settings.
+
+    Raises:
+      ArgumentError: an unknown command or key, with the nearest known one, or a value of the wrong type.
+      ValueError: a value that settings refuse.
+    """
+    parser = build_parser()
+    try:
+        parsed = parser.parse_args(list(words))
+    except ArgumentError as error:
+        raise ArgumentError(None, with_suggestion(str(error), [c.settings for c in COMMANDS.values()])) from None
+    values = parser.instantiate(parsed)[parsed.command]
+    values.pop("config", None)
+    return parsed.command, COMMANDS[parsed.command].settings(**vars(values))
+
+
+def _complain(error: BaseException, code: int) -> int:
+    if os.environ.get("TESSERA_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    print(f"tessera: error: {error}", file=sys.stderr)
+    return code
+
+
+def entry() -> None:
+    """What the console script and the job files call."""
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Small named arrays in one file: block faces between the passes of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.storage.files import write_atomically
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write named arrays to a compressed .npz, whole or not at all.
+
+    Raises:
+      OSError: the disk is full or the folder missing.
+    """
+    buffer = BytesIO()
+    np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read back what `save_arrays` wrote; never unpickles.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      ValueError: it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing: say --overwrite true to compute the blocks again.") from None
+    except Exception as error:  # zipfile and numpy raise half a dozen unrelated types for a damaged file
+        raise ValueError(f"{path} is damaged ({error}): say --overwrite true to compute the blocks again.") from error

@@ -1,0 +1,170 @@
+"""Annotated sections in memory, checked: what training learns from and is validated on.
+
+A few annotated sections are small; the terabytes are what comes after. So they are read once, whole, and everything
+that can be wrong with them is said before a worker starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.geometry.boxes import Box
+from tessera.settings.places import input_path
+from tessera.settings.sections import parse_sections
+from tessera.settings.train import AnnotatedSections, DataSettings
+from tessera.storage.identity import fingerprint
+from tessera.storage.volumes import Volume
+from tessera.workflows.block_jobs import open_finished
+
+MOST_MEMBRANE = 0.5
+
+
+@dataclass(frozen=True)
+class AnnotatedSet:
+    """Sections and their targets.
+
+    Attributes:
+      raw: one (y, x) array per section, of the volumes' dtype.
+      membrane: uint8, (y, x), per section: 1 membrane, 0 cell.
+      names: volume and section number, for messages and pictures.
+      dtype: of the raw volumes.
+      voxel_size_nm: z, y, x.
+      fingerprint: digest of the decoded voxels and labels used.
+    """
+
+    raw: tuple[NDArray[Any], ...]
+    membrane: tuple[NDArray[np.uint8], ...]
+    names: tuple[str, ...]
+    dtype: str
+    voxel_size_nm: tuple[float, float, float]
+    fingerprint: str
+
+
+def load_annotated(chosen: Sequence[AnnotatedSections], data: DataSettings) -> AnnotatedSet:
+    """Read annotated sections and check them.
+
+    Args:
+      chosen: the part of `data` to read.
+      data: says what its labels mean.
+
+    Raises:
+      FileNotFoundError: a volume is not there.
+      ValueError: image and labels differ in shape, volumes differ in dtype or voxel size, sections are invalid or
+        outside, or the labels are not what they should be.
+    """
+    parts = [_load_one(one, data) for one in chosen]
+    for name in ("dtype", "voxel_size_nm"):
+        found = sorted({str(getattr(part, name)) for part in parts})
+        if len(found) > 1:
+            raise ValueError(
+                f"training volumes differ in {name}: {' and '.join(found)}. One network learns one scale of grey "
+                "values and lengths: convert them to the same before ingest."
+            )
+    return AnnotatedSet(
+        raw=tuple(section for part in parts for section in part.raw),
+        membrane=tuple(section for part in parts for section in part.membrane),
+        names=tuple(name for part in parts for name in part.names),
+        dtype=parts[0].dtype,
+        voxel_size_nm=parts[0].voxel_size_nm,
+        fingerprint=hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest(),
+    )
+
+
+def _load_one(chosen: AnnotatedSections, data: DataSettings) -> AnnotatedSet:
+    volume, labels = open_finished(input_path(chosen.volume)), open_finished(input_path(chosen.labels))
+    if volume.shape != labels.shape or len(volume.shape) != 3:
+        raise ValueError(
+            f"image {volume.url} has shape {volume.shape}, its labels {labels.url} have {labels.shape}: both must be "
+            "z, y, x and equal, or labels would belong to other pixels. Check which stacks were ingested."
+        )
+    if volume.voxel_size_nm is None:
+        raise ValueError(f"{volume.url} has no voxel size: give it one with tessera ingest --voxel_size_nm.")
+    sections = parse_sections(chosen.sections, volume.shape[0])
+    invalid = sorted(set(sections) & volume.invalid_sections)
+    if invalid:
+        raise ValueError(f"sections {invalid} of {volume.url} are missing or blank: leave them out of `sections`.")
+    boxes = [_section_box(volume, z) for z in sections]
+    raw = [_finite(volume.read(box)[0], volume, z) for box, z in zip(boxes, sections, strict=True)]
+    values = [labels.read(box)[0] for box in boxes]
+    if data.labels_are == "mask":
+        check_mask_values(values, labels.url)
+    cells = [cells_of_labels(one, invert=data.invert_labels) for one in values]
+    check_membrane_share(cells, labels.url)
+    return AnnotatedSet(
+        raw=tuple(raw),
+        membrane=tuple((~cell).astype(np.uint8) for cell in cells),
+        names=tuple(f"{volume.url.rsplit('/', 1)[-1]} section {z}" for z in sections),
+        dtype=str(volume.dtype),
+        voxel_size_nm=volume.voxel_size_nm,
+        fingerprint=fingerprint(volume, boxes) + fingerprint(labels, boxes),
+    )
+
+
+def _section_box(volume: Volume, z: int) -> Box:
+    return Box((z, 0, 0), (z + 1, *volume.shape[1:]))
+
+
+def _finite(section: NDArray[Any], volume: Volume, z: int) -> NDArray[Any]:
+    if not np.isfinite(section).all():
+        raise ValueError(
+            f"section {z} of {volume.url} holds NaN or infinite values: the loss would become NaN. "
+            "Replace them before ingest."
+        )
+    return section
+
+
+def cells_of_labels(labels: NDArray[Any], *, invert: bool = False) -> NDArray[np.bool_]:
+    """Where labels say cell: every value but 0; with `invert`, the other way round.
+
+    Raises:
+      ValueError: the labels are not whole numbers.
+    """
+    if labels.dtype.kind not in "bui":
+        raise ValueError(
+            f"labels of dtype {labels.dtype} are not whole numbers: labels are names, not amounts. "
+            "Save them as uint8 with 0 for membrane and 255 for cell."
+        )
+    if labels.dtype.kind == "i" and labels.min() < 0:
+        raise ValueError(f"labels hold negative values, the least is {labels.min()}: 0 is membrane, above 0 is cell.")
+    cells: NDArray[np.bool_] = (labels != 0) != invert
+    return cells
+
+
+def check_mask_values(sections: Sequence[NDArray[Any]], name: str) -> None:
+    """Refuse a mask of more values than 0 and one other: it may be a grey image, or instances.
+
+    Raises:
+      ValueError: names the values found.
+    """
+    found = sorted({int(value) for section in sections for value in np.unique(section)})
+    if len(found) > 2 or (len(found) == 2 and found[0] != 0):
+        shown = ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")
+        raise ValueError(
+            f"the labels {name} hold the values {shown}: a mask has two, 0 for membrane and one for cell. If each cell "
+            "has an id of its own, pass --data.labels_are instances; if this is a grey image, it is the wrong file."
+        )
+
+
+def check_membrane_share(cells: Sequence[NDArray[np.bool_]], name: str) -> None:
+    """Refuse labels of one class, and labels that look inverted.
+
+    Raises:
+      ValueError: says which, and the setting that mends it.
+    """
+    share = 1.0 - float(np.mean([cell.mean() for cell in cells]))
+    if share in (0.0, 1.0):
+        raise ValueError(
+            f"the labels {name} hold only {'membrane' if share else 'cell'} in the chosen sections: nothing can be "
+            "told apart. 0 must be membrane, any other value cell; check the label file and the sections."
+        )
+    if share > MOST_MEMBRANE:
+        raise ValueError(
+            f"membrane covers {share:.0%} of the labels {name}: are they inverted (0 = cell)? "
+            "If so, pass --data.invert_labels true; membrane is usually 15-30%."
+        )

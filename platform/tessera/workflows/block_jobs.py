@@ -1,0 +1,229 @@
+"""What ingest, predict and segment share: run the blocks of an output that its ledger does not have yet.
+
+    facts --> key --> ledger --> missing blocks --> serial or Ray runner --> one row per block --> report
+
+Done means written, then recorded: a rerun with the same facts does only what is missing, and another job's output is
+refused with what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tessera.engine.serial import run_serially
+from tessera.engine.tasks import MakeWorker, OnResult, Outcome, RetryPolicy, Task
+from tessera.geometry.blocks import BlockGrid
+from tessera.settings.common import RunnerSettings
+from tessera.storage.ledger import Ledger, LedgerRow, remove_output
+from tessera.storage.volumes import Volume, open_volume
+
+_log = logging.getLogger(__name__)
+
+
+class BlocksFailedError(RuntimeError):
+    """Some blocks were given up; everything else is done and recorded."""
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What a run of a block job did.
+
+    Attributes:
+      blocks: of the whole output.
+      done_before: found in the ledger.
+      failed: error by block index.
+      seconds: wall time.
+      voxels: computed in this run.
+    """
+
+    blocks: int
+    done_before: int
+    failed: Mapping[int, str]
+    seconds: float
+    voxels: int
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """For the tracker."""
+        computed = self.blocks - self.done_before - len(self.failed)
+        return {
+            "blocks": self.blocks,
+            "blocks_computed": computed,
+            "blocks_failed": len(self.failed),
+            "seconds": self.seconds,
+            "megavoxels_per_second": self.voxels / 1e6 / max(self.seconds, 1e-9),
+        }
+
+
+def run_block_job(
+    output: Path,
+    grid: BlockGrid,
+    make_worker: MakeWorker,
+    facts: Mapping[str, Any],
+    runner: RunnerSettings,
+    *,
+    stage: str | None = None,
+    item: Callable[[int], Any] | None = None,
+) -> BlockReport:
+    """Compute every block of `grid` that the ledger of `output` does not record as done.
+
+    Args:
+      output: the volume; it exists already.
+      grid: its blocks.
+      make_worker: gives the function that computes one item, in a worker.
+      facts: all that blocks depend on; their digest is the ledger's key.
+      runner: serial or Ray.
+      stage: names a pass of its own over the output.
+      item: what a worker is handed for a block; by default (index, box).
+
+    Raises:
+      BlocksFailedError: some blocks were given up, after the rest was done; they are listed.
+      ValueError: the output belongs to another job.
+    """
+    start, voxels = time.perf_counter(), 0
+    with Ledger.open(output, job_key(facts), facts, stage=stage) as ledger:
+        done = ledger.done()
+        missing = (i for i in range(len(grid)) if i not in done)
+        tasks = (Task(i, item(i) if item else (i, grid.box(i))) for i in missing)
+        with _progress(f"{output.name}{f' ({stage})' if stage else ''}", len(grid), len(done)) as bar:
+
+            def on_result(outcome: Outcome) -> None:
+                nonlocal voxels
+                ledger.append(_row(outcome))
+                voxels += 0 if outcome.failed else grid.box(outcome.index).size
+                bar.update()
+
+            if len(done) < len(grid):
+                _run(make_worker, tasks, runner, on_result)
+        failed = ledger.failed()
+    report = BlockReport(len(grid), len(done), failed, time.perf_counter() - start, voxels)
+    _log.info("%s: %d blocks, %d were done before", output.name, report.blocks, report.done_before)
+    if failed:
+        raise BlocksFailedError(_failure_text(output, grid, failed))
+    return report
+
+
+@contextmanager
+def session(runner: RunnerSettings) -> Iterator[None]:
+    """Keep one Ray for all passes of a workflow; nothing for the serial engine."""
+    if runner.engine == "serial":
+        yield
+        return
+    from tessera.engine.session import connected
+
+    with connected():
+        yield
+
+
+def _run(make_worker: MakeWorker, tasks: Iterable[Task], runner: RunnerSettings, on_result: OnResult) -> None:
+    policy = RetryPolicy(attempts=runner.attempts)
+    if runner.engine == "serial":
+        run_serially(make_worker, tasks, policy, on_result)
+        return
+    from tessera.engine.blocks import run_blocks
+    from tessera.engine.placement import block_pool
+    from tessera.engine.session import cluster_size
+
+    with session(runner):
+        run_blocks(make_worker, tasks, block_pool(runner.workers, *cluster_size()), policy, on_result)
+
+
+def _row(outcome: Outcome) -> LedgerRow:
+    now = time.time()
+    if outcome.failed:
+        return LedgerRow(outcome.index, "failed", outcome.attempt, error=outcome.error, finished_at=now)
+    values = {**outcome.row, "detail": json.dumps(outcome.row.get("detail", {}))}
+    return LedgerRow(outcome.index, "done", outcome.attempt, finished_at=now, **values)
+
+
+def _progress(name: str, total: int, done: int) -> Any:
+    # Off a terminal a line every ten seconds is enough: each refresh is a line of a job's log.
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=name,
+        total=total,
+        initial=done,
+        unit="block",
+        mininterval=0.1 if on_terminal else 10.0,
+        ascii=True,
+        ncols=100,
+    )
+
+
+def _failure_text(output: Path, grid: BlockGrid, failed: Mapping[int, str]) -> str:
+    listed = [f"  block {i} {grid.box(i)}: {error}" for i, error in sorted(failed.items())[:20]]
+    more = [f"  and {len(failed) - 20} more"] if len(failed) > 20 else []
+    return "\n".join(
+        [
+            f"{len(failed)} of {len(grid)} blocks of {output} failed; the others are done and recorded:",
+            *listed,
+            *more,
+            "Mend the cause and run the same command again: only these blocks will run.",
+        ]
+    )
+
+
+def job_key(facts: Mapping[str, Any]) -> str:
+    """The ledger's key: a digest of all that a block's voxels depend on.
+
+    >>> job_key({"a": (1, 2)}) == job_key({"a": [1, 2]})
+    True
+    """
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def checksum(block: NDArray[Any]) -> str:
+    """Of a block's decoded voxels, for the ledger."""
+    return hashlib.blake2b(np.ascontiguousarray(block).data, digest_size=8).hexdigest()
+
+
+class Stopwatch:
+    """Seconds per stage of one block, for the ledger's row.
+
+    >>> watch = Stopwatch()
+    >>> sorted(watch.lap("read"))
+    ['read_seconds']
+    """
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self, stage: str) -> dict[str, float]:
+        """Seconds since the last lap, under the ledger's column name."""
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return {f"{stage}_seconds": seconds}
+
+
+def clear_output(output: Path, overwrite: bool) -> None:
+    """Delete an earlier output where the user said so."""
+    if overwrite:
+        remove_output(output)
+
+
+def open_finished(path: Path) -> Volume:
+    """Open a volume to read, and refuse one that a job of ours has not finished.
+
+    Raises:
+      ValueError: it is half-written; its missing blocks would read as zeros.
+    """
+    volume = open_volume(path)
+    if volume.attributes.get("complete") is False:
+        raise ValueError(
+            f"{path} is only half-written: blocks that are missing would read as zeros. Run the command that makes it "
+            "again; it does only what is missing."
+        )
+    return volume

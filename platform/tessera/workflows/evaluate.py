@@ -1,0 +1,99 @@
+"""Membrane probability against ground truth: the ISBI 2012 metrics, section by section, logged with the lineage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.geometry.boxes import Box
+from tessera.images.quantise import dequantise
+from tessera.metrics.isbi import THRESHOLDS, IsbiScores, finish, score_section
+from tessera.settings.evaluate import EvaluateSettings
+from tessera.settings.places import home, input_path
+from tessera.settings.sections import parse_sections
+from tessera.storage.volumes import Volume
+from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
+from tessera.workflows.annotated import cells_of_labels
+from tessera.workflows.block_jobs import open_finished
+from tessera.workflows.plain import plain
+from tessera.workflows.predict import KIND as PROBABILITY
+
+
+def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
+    """Run the workflow; returns the scores as JSON values.
+
+    The value at the frozen threshold comes first; the maximum over thresholds, which published tables use, beside it.
+
+    Raises:
+      ValueError, OSError: the volumes do not fit each other.
+    """
+    probability, labels = open_finished(input_path(settings.volume)), open_finished(input_path(settings.labels))
+    sections = _scored_sections(settings, probability, labels)
+    frozen = settings.threshold if settings.threshold is not None else probability.attributes.get("threshold")
+    scores = score_volume(probability, labels, sections, frozen, invert=settings.invert_labels)
+    result = {
+        "volume": probability.url,
+        "labels": labels.url,
+        "sections": [int(z) for z in sections],
+        "frozen_threshold": scores.at(frozen) if frozen is not None else None,
+        "maximum_over_thresholds": scores.best(),
+        "by_threshold": scores.to_dict()["rows"],
+    }
+    uri = tracking_uri(settings.tracking.uri, home())
+    tags = {"tessera.workflow": "evaluate", "tessera.output": probability.url}
+    name = f"evaluate {probability.url.rsplit('/', 1)[-1]}"
+    with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home()) as run:
+        _log_scores(run, result, probability)
+    return result
+
+
+def score_volume(
+    probability: Volume, labels: Volume, sections: tuple[int, ...], frozen: float | None, *, invert: bool = False
+) -> IsbiScores:
+    """Score sections one at a time, at the published thresholds and the frozen one."""
+    thresholds = tuple(sorted({*THRESHOLDS, *([float(frozen)] if frozen is not None else [])}))
+    return finish(
+        [
+            score_section(
+                1.0 - dequantise(_section(probability, z)),
+                cells_of_labels(_section(labels, z), invert=invert),
+                thresholds,
+            )
+            for z in sections
+        ]
+    )
+
+
+def _section(volume: Volume, z: int) -> NDArray[Any]:
+    _, height, width = volume.shape
+    section: NDArray[Any] = volume.read(Box((z, 0, 0), (z + 1, height, width)))[0]
+    return section
+
+
+def _scored_sections(settings: EvaluateSettings, probability: Volume, labels: Volume) -> tuple[int, ...]:
+    if probability.attributes.get("kind") != PROBABILITY or probability.dtype != np.uint8:
+        raise ValueError(
+            f"{probability.url} is not membrane probability as `tessera predict` writes it (uint8, 255 = membrane). "
+            "Give the output of tessera predict as --volume."
+        )
+    if probability.shape != labels.shape:
+        raise ValueError(
+            f"probability {probability.url} has shape {probability.shape}, the labels {labels.url} have "
+            f"{labels.shape}: voxels would be compared with others. Give the labels of the same volume."
+        )
+    chosen = parse_sections(settings.sections, labels.shape[0])
+    invalid = [z for z in chosen if z in probability.invalid_sections]
+    if invalid and settings.sections is not None:
+        raise ValueError(f"sections {invalid} are marked invalid in {probability.url}: leave them out of --sections.")
+    return tuple(z for z in chosen if z not in probability.invalid_sections)
+
+
+def _log_scores(run: Tracker, result: dict[str, Any], probability: Volume) -> None:
+    for name, scores in (("frozen", result["frozen_threshold"]), ("maximum", result["maximum_over_thresholds"])):
+        if scores:
+            run.metrics({f"{metric}_{name}": value for metric, value in scores.items()})
+    run.document("scores.json", result)
+    if probability.attributes.get("run_id"):
+        run.link("predicted_by", probability.attributes["run_id"])

@@ -1,0 +1,72 @@
+"""Where a model named in settings lies: a bundle folder, or one in MLflow's registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tessera.model.bundle import Contract, bundle_digest, load_contract
+from tessera.settings.places import home
+from tessera.tracking.runs import fetch_artifacts, tracking_uri
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A bundle at hand.
+
+    Attributes:
+      name: as the user wrote it.
+      bundle: its folder; every worker must see it.
+      contract: what it expects and means.
+      digest: of weights and contract.
+    """
+
+    name: str
+    bundle: Path
+    contract: Contract
+    digest: str
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run that trained it."""
+        return self.contract.training.get("run_id")
+
+
+def find_model(name: str, uri: str | None) -> FoundModel:
+    """Find a bundle by folder, or by models:/NAME/VERSION in the registry at `uri`.
+
+    A registered bundle is kept under TESSERA_HOME/models by its digest, so that workers and reruns share one copy.
+
+    Raises:
+      FileNotFoundError: there is no such bundle.
+      ValueError: its contract is damaged.
+    """
+    folder = Path(name).expanduser().absolute()
+    if name.startswith("models:/"):
+        folder = _cached(fetch_bundle(name, uri))
+    return FoundModel(name, folder, load_contract(folder), bundle_digest(folder))
+
+
+def fetch_bundle(name: str, uri: str | None) -> Path:
+    """Download a registered bundle's two files."""
+    files = fetch_artifacts(tracking_uri(uri, home()), name)
+    contracts = list(files.rglob("contract.json"))
+    if not contracts:
+        raise FileNotFoundError(f"{name} holds no contract.json: it is a model, but not one of tessera's bundles.")
+    return contracts[0].parent
+
+
+def _cached(folder: Path) -> Path:
+    kept = home() / "models" / bundle_digest(folder)[:16]
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(kept) if folder.stat().st_dev == kept.parent.stat().st_dev else _copy(folder, kept)
+    return kept
+
+
+def _copy(source: Path, target: Path) -> None:
+    import shutil
+
+    draft = target.with_name(f".{target.name}.tmp")
+    shutil.copytree(source, draft, dirs_exist_ok=True)
+    draft.rename(target)

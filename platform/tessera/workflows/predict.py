@@ -1,0 +1,209 @@
+"""Raw volume to membrane probability, block by block: read, mirror, normalise, predict, write.
+
+    volume --core + halo--> mirror at the true edge --> normalise --> tiles --> network --> uint8 --> whole shards
+
+The halo is derived from the model's layers. Sections marked invalid are neither predicted nor called cell: they hold 0
+and stay marked in the output.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.engine.tasks import Process
+from tessera.geometry.blocks import BlockGrid, check_alignment
+from tessera.geometry.boxes import Box
+from tessera.images.quantise import quantise
+from tessera.model.bundle import check_fit
+from tessera.model.predictor import load_predictor, predict_box
+from tessera.settings.places import home, input_path, output_path
+from tessera.settings.predict import PredictSettings, parse_roi
+from tessera.storage.identity import identity
+from tessera.storage.layouts import legal_layout
+from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
+from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
+from tessera.workflows.block_jobs import (
+    BlockReport,
+    Stopwatch,
+    checksum,
+    clear_output,
+    open_finished,
+    run_block_job,
+)
+from tessera.workflows.models import FoundModel, find_model
+from tessera.workflows.plain import plain
+
+_log = logging.getLogger(__name__)
+
+KIND = "membrane probability"
+
+
+@dataclass(frozen=True)
+class PredictPlan:
+    """A checked prediction: everything a worker needs, as plain values.
+
+    Attributes:
+      volume: the raw volume's path.
+      output: the probability volume's path.
+      bundle: the model's folder.
+      roi: the region predicted, in the raw volume's voxels; the output's voxel 0 is its start.
+      tile: most useful voxels per pass.
+      invalid: invalid sections, in the raw volume's numbering.
+    """
+
+    volume: Path
+    output: Path
+    bundle: Path
+    roi: Box
+    tile: tuple[int, int, int]
+    invalid: frozenset[int]
+
+
+def predict(settings: PredictSettings) -> Path:
+    """Run the workflow; returns the output's path.
+
+    Raises:
+      ValueError, OSError: something does not fit, before any work is done.
+      BlocksFailedError: some blocks were given up, after the rest was done.
+    """
+    uri = tracking_uri(settings.tracking.uri, home())
+    model = find_model(settings.model, settings.tracking.uri)
+    volume = open_finished(input_path(settings.volume))
+    plan, grid, facts = plan_prediction(settings, model, volume)
+    name = f"predict {plan.output.name}"
+    tags = {"tessera.workflow": "predict", "tessera.output": str(plan.output), "tessera.model": model.name}
+    earlier = open_volume(plan.output).attributes.get("run_id")
+    with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=earlier) as run:
+        update_attributes(plan.output, run_id=run.run_id)
+        report = run_block_job(plan.output, grid, partial(make_block_worker, plan), facts, settings.runner)
+        _record(run, plan, model, report)
+    return plan.output
+
+
+def plan_prediction(
+    settings: PredictSettings, model: FoundModel, volume: Volume
+) -> tuple[PredictPlan, BlockGrid, dict[str, Any]]:
+    """Check everything that can be checked before work starts, and create the output.
+
+    Raises:
+      ValueError: the model does not fit the volume, or the block does not fit the shards.
+      FileExistsError: the output holds something else.
+    """
+    doubts = check_fit(
+        model.contract,
+        dtype=volume.dtype,
+        axes="".join(volume.axes),
+        voxel_size_nm=volume.voxel_size_nm,
+        accept_mismatch=settings.accept_mismatch,
+    )
+    for doubt in doubts:
+        _log.warning("accepted although %s", doubt)
+    roi = parse_roi(settings.roi, volume.shape)
+    layout = legal_layout(roi.shape, 1, settings.chunk, settings.shard)
+    block = settings.block or (layout.shard[0], layout.shard[1], layout.shard[2])
+    check_alignment(block, layout.shard, roi.shape)
+    output = output_path(settings.output)
+    clear_output(output, settings.overwrite)
+    invalid = frozenset(volume.invalid_sections)
+    create_volume(
+        output,
+        roi.shape,
+        np.uint8,
+        voxel_size_nm=volume.voxel_size_nm,
+        chunk=layout.chunk,
+        shard=layout.shard,
+        attributes=_attributes(settings, model, volume, roi, invalid),
+        name=KIND,
+        exist_ok=True,
+    )
+    facts = {
+        "workflow": "predict",
+        "model": model.digest,
+        "input": {"path": volume.url, "identity": identity(volume)},
+        "roi": [roi.start, roi.stop],
+        "block": block,
+        "shard": layout.shard,
+        "output": "uint8",
+        "precision": "float32",
+    }
+    tile = settings.tile
+    plan = PredictPlan(Path(volume.url), output, model.bundle, roi, (tile[0], tile[1], tile[2]), invalid)
+    return plan, BlockGrid(roi.shape, block), facts
+
+
+def _attributes(
+    settings: PredictSettings, model: FoundModel, volume: Volume, roi: Box, invalid: frozenset[int]
+) -> dict[str, Any]:
+    inside = range(roi.start[0], roi.stop[0])
+    return {
+        "made_by": "predict",
+        "kind": KIND,
+        "polarity": "255 = membrane, 0 = cell; probability = value / 255",
+        "complete": False,
+        "invalid_sections": sorted(z - roi.start[0] for z in invalid if z in inside),
+        "input": volume.url,
+        "roi": [list(roi.start), list(roi.stop)],
+        "model": {"name": model.name, "digest": model.digest, "training_run_id": model.run_id},
+        "threshold": model.contract.threshold,
+        "settings": plain(settings),
+    }
+
+
+def make_block_worker(plan: PredictPlan) -> Process:
+    """In a worker: load the model and open the volumes once; returns the function that does one block."""
+    predict_tiles, contract = load_predictor(plan.bundle)
+    volume, output = open_volume(plan.volume), open_volume(plan.output, writable=True)
+    # One pass at a time: the network's own threads fill the cores, while other threads read and write.
+    lock = threading.Lock()
+
+    def one_at_a_time(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        with lock:
+            return predict_tiles(tiles)
+
+    def probability_of(core: Box) -> NDArray[np.float32]:
+        return predict_box(one_at_a_time, volume.read, volume.shape, core, plan.tile, contract)
+
+    return partial(process_block, plan, output, probability_of)
+
+
+def process_block(
+    plan: PredictPlan,
+    output: Volume,
+    probability_of: Callable[[Box], NDArray[np.float32]],
+    item: tuple[int, Box],
+) -> dict[str, Any]:
+    """Predict one block and write it; returns the ledger's row.
+
+    Args:
+      plan: the checked prediction.
+      output: the probability volume.
+      probability_of: float32 probability of a box in the raw volume's voxels.
+      item: the block's index, and its box in the output's voxels.
+    """
+    _, box = item
+    watch = Stopwatch()
+    core = box.shifted(plan.roi.start)
+    valid = np.array([z not in plan.invalid for z in range(core.start[0], core.stop[0])])
+    probability = probability_of(core) if valid.any() else np.zeros(core.shape, np.float32)
+    probability[~valid] = 0
+    row = watch.lap("compute")
+    voxels = quantise(probability)
+    output.write(box, voxels)
+    return {**row, **watch.lap("write"), "bytes": voxels.nbytes, "checksum": checksum(voxels)}
+
+
+def _record(run: Tracker, plan: PredictPlan, model: FoundModel, report: BlockReport) -> None:
+    update_attributes(plan.output, complete=True)
+    run.metrics(report.metrics)
+    run.document("output.json", {"output": str(plan.output), "model": model.name, "model_digest": model.digest})
+    if model.run_id:
+        run.link("trained_by", model.run_id)

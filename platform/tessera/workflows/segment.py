@@ -1,0 +1,225 @@
+"""Membrane probability to cells: components of every section, stitched over blocks into one numbering.
+
+    pass 1  block --> threshold --> local components --> faces on disk, count in the ledger
+    driver  faces of neighbours --> seam edges --> union-find --> numbering
+    pass 2  block --> the same local components --> final uint64 ids --> one shard each
+
+Labelling a block twice is cheaper than writing and reading its local labels once; both passes resume from their own
+ledgers, and a kill loses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.engine.tasks import Process
+from tessera.geometry.blocks import BlockGrid, check_alignment
+from tessera.geometry.boxes import Box
+from tessera.images.quantise import dequantise
+from tessera.labels.components import label_block
+from tessera.labels.merge import Numbering, apply_lookup, consecutive_numbering, provisional_edges, provisional_offsets
+from tessera.labels.seams import Connectivity, Faces, faces_of, neighbour_offsets, seam_edges
+from tessera.settings.places import home, input_path, output_path
+from tessera.settings.segment import SegmentSettings
+from tessera.storage.arrays import load_arrays, save_arrays
+from tessera.storage.identity import identity
+from tessera.storage.layouts import legal_layout
+from tessera.storage.ledger import ledger_path, read_rows
+from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
+from tessera.tracking.runs import tracked_run, tracking_uri
+from tessera.workflows.block_jobs import Stopwatch, checksum, clear_output, open_finished, run_block_job, session
+from tessera.workflows.plain import plain
+from tessera.workflows.predict import KIND as PROBABILITY
+
+_log = logging.getLogger(__name__)
+
+FACES = "faces"
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """A checked segmentation: everything a worker needs, as plain values.
+
+    Attributes:
+      probability: the probability volume's path.
+      output: the label volume's path.
+      threshold: cell probability above which a pixel is cell.
+      connectivity: which pixels touch.
+      invalid: sections without cells.
+    """
+
+    probability: Path
+    output: Path
+    threshold: float
+    connectivity: Connectivity
+    invalid: frozenset[int]
+
+
+def segment(settings: SegmentSettings) -> Path:
+    """Run the workflow; returns the label volume's path.
+
+    Raises:
+      ValueError, OSError: something does not fit, before any work is done.
+      BlocksFailedError: some blocks were given up, after the rest was done.
+    """
+    uri = tracking_uri(settings.tracking.uri, home())
+    volume = open_finished(input_path(settings.volume))
+    plan, grid, facts = plan_segmentation(settings, volume)
+    tags = {"tessera.workflow": "segment", "tessera.output": str(plan.output)}
+    name = f"segment {plan.output.name}"
+    earlier = open_volume(plan.output).attributes.get("run_id")
+    with (
+        session(settings.runner),
+        tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=earlier) as run,
+    ):
+        update_attributes(plan.output, run_id=run.run_id)
+        faces = run_block_job(plan.output, grid, partial(_make_face_worker, plan), facts, settings.runner, stage=FACES)
+        numbering = number_cells(plan, grid)
+        labels = run_block_job(
+            plan.output,
+            grid,
+            partial(_make_label_worker, plan),
+            facts,
+            settings.runner,
+            item=lambda index: (grid.box(index), numbering.lookup(index)),
+        )
+        update_attributes(plan.output, complete=True, cells=numbering.total)
+        run.metrics(labels.metrics | {"cells": numbering.total, "faces_seconds": faces.seconds})
+        if volume.attributes.get("run_id"):
+            run.link("predicted_by", volume.attributes["run_id"])
+    _log.info("%s: %d cells", plan.output, numbering.total)
+    return plan.output
+
+
+def plan_segmentation(settings: SegmentSettings, volume: Volume) -> tuple[SegmentPlan, BlockGrid, dict[str, Any]]:
+    """Check everything that can be checked before work starts, and create the output.
+
+    Raises:
+      ValueError: the volume is no membrane probability, no threshold is known, or the block does not fit the shards.
+      FileExistsError: the output holds something else.
+    """
+    threshold = _threshold(settings, volume)
+    layout = legal_layout(volume.shape, 8, settings.chunk, settings.shard)
+    block = settings.block or (layout.shard[0], layout.shard[1], layout.shard[2])
+    check_alignment(block, layout.shard, volume.shape)
+    output = output_path(settings.output)
+    clear_output(output, settings.overwrite)
+    create_volume(
+        output,
+        volume.shape,
+        np.uint64,
+        voxel_size_nm=volume.voxel_size_nm,
+        chunk=layout.chunk,
+        shard=layout.shard,
+        attributes={
+            "made_by": "segment",
+            "kind": "cells per section",
+            "complete": False,
+            "invalid_sections": sorted(volume.invalid_sections),
+            "input": volume.url,
+            "threshold": threshold,
+            "settings": plain(settings),
+        },
+        name="cells",
+        exist_ok=True,
+    )
+    facts = {
+        "workflow": "segment",
+        "input": {"path": volume.url, "identity": identity(volume)},
+        "threshold": threshold,
+        "connectivity": settings.connectivity,
+        "block": block,
+        "shard": layout.shard,
+    }
+    connectivity = Connectivity(f"section-{settings.connectivity}")
+    plan = SegmentPlan(Path(volume.url), output, threshold, connectivity, frozenset(volume.invalid_sections))
+    return plan, BlockGrid(volume.shape, block), facts
+
+
+def _threshold(settings: SegmentSettings, volume: Volume) -> float:
+    if volume.attributes.get("kind") != PROBABILITY or volume.dtype != np.uint8:
+        raise ValueError(
+            f"{volume.url} is not membrane probability as `tessera predict` writes it (uint8, 255 = membrane): its "
+            "grey values would be cut into cells. Run tessera predict on it first."
+        )
+    threshold = settings.threshold if settings.threshold is not None else volume.attributes.get("threshold")
+    if threshold is None:
+        raise ValueError(f"no threshold is known for {volume.url}: its model chose none. Try --threshold 0.5.")
+    return float(threshold)
+
+
+def cells_of(plan: SegmentPlan, volume: Volume, box: Box) -> tuple[NDArray[np.uint32], int]:
+    """Local cells of one block: the same ids in both passes and on every machine."""
+    cell = 1.0 - dequantise(volume.read(box))
+    mask = cell > np.float32(plan.threshold)
+    for offset, z in enumerate(range(box.start[0], box.stop[0])):
+        if z in plan.invalid:
+            mask[offset] = False
+    return label_block(mask, plan.connectivity)
+
+
+def _make_face_worker(plan: SegmentPlan) -> Process:
+    volume = open_volume(plan.probability)
+
+    def process(item: tuple[int, Box]) -> dict[str, Any]:
+        index, box = item
+        watch = Stopwatch()
+        labels, count = cells_of(plan, volume, box)
+        row = watch.lap("compute")
+        save_arrays(_faces_path(plan.output, index), faces_of(labels, plan.connectivity).to_arrays())
+        return {**row, **watch.lap("write"), "detail": {"labels": count}}
+
+    return process
+
+
+def _make_label_worker(plan: SegmentPlan) -> Process:
+    volume, output = open_volume(plan.probability), open_volume(plan.output, writable=True)
+
+    def process(item: tuple[Box, NDArray[np.uint64]]) -> dict[str, Any]:
+        box, lookup = item
+        watch = Stopwatch()
+        labels, _ = cells_of(plan, volume, box)
+        final = apply_lookup(labels, lookup)
+        row = watch.lap("compute")
+        output.write(box, final)
+        return {**row, **watch.lap("write"), "bytes": final.nbytes, "checksum": checksum(final)}
+
+    return process
+
+
+def _faces_path(output: Path, index: int) -> Path:
+    return ledger_path(output) / FACES / f"faces-{index:09d}.npz"
+
+
+def number_cells(plan: SegmentPlan, grid: BlockGrid) -> Numbering:
+    """Join what touches across block faces and number the volume's cells 1..N."""
+    counts = [0] * len(grid)
+    for row in read_rows(plan.output, stage=FACES):
+        if row.status == "done":
+            counts[row.block] = row.values["labels"]
+    offsets = provisional_offsets(counts)
+    edges = [provisional_edges(pairs, offsets[a], offsets[b]) for a, b, pairs in _seams(plan, grid)]
+    return consecutive_numbering(counts, np.concatenate([np.empty((0, 2), np.uint64), *edges]))
+
+
+def _seams(plan: SegmentPlan, grid: BlockGrid) -> Iterator[tuple[int, int, NDArray[np.uint64]]]:
+    """(block, neighbour, pairs of local ids that are one cell) for every two blocks that touch."""
+    for index in range(len(grid)):
+        neighbours = [(offset, grid.neighbour(index, offset)) for offset in neighbour_offsets(plan.connectivity)]
+        present = [(offset, other) for offset, other in neighbours if other is not None]
+        if present:
+            own = _load_faces(plan.output, index)
+            for offset, other in present:
+                yield index, other, seam_edges(own, _load_faces(plan.output, other), offset, plan.connectivity)
+
+
+def _load_faces(output: Path, index: int) -> Faces:
+    return Faces.from_arrays(load_arrays(_faces_path(output, index)))

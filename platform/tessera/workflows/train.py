@@ -1,0 +1,367 @@
+"""Annotated sections to a registered model: checks, a training group, a bundle.
+
+    driver      checks the data, creates the MLflow run, starts the group, registers the bundle
+    worker      samples from Ray Data --> step --> rank 0 validates whole held-out sections --> checkpoint
+    controller  hears every report and alone writes to MLflow
+
+Validation sections are never augmented and never learned from; the threshold is chosen on them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera import __version__
+from tessera.images.augment import rng_for, sample_crop
+from tessera.images.normalise import estimate_global
+from tessera.images.weights import border_weights
+from tessera.metrics.isbi import IsbiScores, finish, score_section
+from tessera.model.bundle import Contract, load_contract
+from tessera.model.predictor import predict_volume
+from tessera.model.training import FitPlan, Snapshot, fit
+from tessera.settings.places import home, input_path
+from tessera.settings.sections import parse_sections
+from tessera.settings.train import AnnotatedSections, DataSettings, LossSettings, TrainSettings
+from tessera.storage.arrays import load_arrays, save_arrays
+from tessera.storage.volumes import open_volume
+from tessera.tracking.models import register_bundle
+from tessera.tracking.pictures import contact_sheet
+from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
+from tessera.workflows.annotated import AnnotatedSet, load_annotated
+from tessera.workflows.plain import plain
+from tessera.workflows.progress import following
+
+_log = logging.getLogger(__name__)
+
+PROGRESS, RUN = "progress.jsonl", "run.json"
+SYNTHETIC_SHAPE, SYNTHETIC_SEED = (24, 512, 512), 2012
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run left behind.
+
+    Attributes:
+      name: of the run.
+      run_id: MLflow's.
+      bundle: folder with weights.keras and contract.json.
+      model_uri: models:/NAME/VERSION.
+      contract: the bundle's, with the threshold that was chosen.
+    """
+
+    name: str
+    run_id: str
+    bundle: Path
+    model_uri: str
+    contract: Contract
+
+
+# The driver.
+
+
+def train(settings: TrainSettings) -> TrainResult:
+    """Run the workflow.
+
+    Raises:
+      ValueError, OSError: something does not fit, before workers start.
+      RuntimeError: training failed; the last checkpoint is kept under TESSERA_HOME/runs.
+    """
+    settings = with_absolute_data(settings)
+    check_disjoint(settings.data)
+    training = load_annotated(settings.data.train, settings.data)
+    validation = load_annotated(settings.data.validation, settings.data)
+    contract = first_contract(settings, training)
+    _check_same_kind(contract, validation)
+    name = settings.name or time.strftime("train-%Y%m%d-%H%M%S")
+    folder = home() / "runs" / name
+    uri = tracking_uri(settings.tracking.uri, home())
+    resume = _earlier_run(folder, settings)
+    tags = {"tessera.workflow": "train", "tessera.folder": str(folder), "tessera.version": __version__}
+    with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=resume) as run:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN).write_text(json.dumps({"run_id": run.run_id, "settings": plain(settings)}, indent=2))
+        run.dataset(settings.data.train[0].volume, training.fingerprint, "training")
+        run.dataset(settings.data.validation[0].volume, validation.fingerprint, "validation")
+        contract = contract.with_training(None, run_id=run.run_id, run_name=name)
+        checkpoint = _run_group(settings, contract, run, name)
+        bundle = folder / "bundle"
+        shutil.copytree(checkpoint / "bundle", bundle, dirs_exist_ok=True)
+        model_uri = register_bundle(run, bundle, settings.register_as, _requirements())
+        run.tags({"tessera.model": model_uri})
+    return TrainResult(name, run.run_id, bundle, model_uri, load_contract(bundle))
+
+
+def with_absolute_data(settings: TrainSettings) -> TrainSettings:
+    """Settings whose volumes are absolute paths that any worker can open; the synthetic ones where none is named."""
+    data = settings.data
+    if not data.train:
+        _log.warning(
+            "no data.train is given: training on the embedded synthetic volume, a phantom of serial-section EM"
+        )
+        return replace(settings, data=synthetic_data(SYNTHETIC_SHAPE, SYNTHETIC_SEED))
+
+    def absolute(parts: list[AnnotatedSections]) -> list[AnnotatedSections]:
+        return [replace(p, volume=str(input_path(p.volume)), labels=str(input_path(p.labels))) for p in parts]
+
+    return replace(settings, data=replace(data, train=absolute(data.train), validation=absolute(data.validation)))
+
+
+def synthetic_data(shape: tuple[int, int, int], seed: int) -> DataSettings:
+    """The synthetic volume's split: the first half to learn from, a quarter to choose on, a quarter left alone."""
+    from tessera.settings.common import RunnerSettings
+    from tessera.workflows.synthetic import synthetic_volumes
+
+    volumes = synthetic_volumes(shape, seed, RunnerSettings("serial"))
+    half, three_quarters = shape[0] // 2, shape[0] * 3 // 4
+
+    def part(sections: str) -> list[AnnotatedSections]:
+        return [AnnotatedSections(str(volumes.raw), str(volumes.labels), sections)]
+
+    return DataSettings(part(f"0-{half - 1}"), part(f"{half}-{three_quarters - 1}"))
+
+
+def check_disjoint(data: DataSettings) -> None:
+    """Refuse a section that is both learned from and validated on.
+
+    Raises:
+      ValueError: names the sections; a score on them would measure memory.
+    """
+    learned = {key for part in data.train for key in _section_keys(part)}
+    shared = sorted({key for part in data.validation for key in _section_keys(part)} & learned)
+    if shared:
+        raise ValueError(
+            f"sections {[z for _, z in shared]} of {shared[0][0]} are in both data.train and data.validation: the "
+            "threshold would be chosen on what was learned by heart. Take them out of one."
+        )
+
+
+def _section_keys(part: AnnotatedSections) -> list[tuple[str, int]]:
+    return [(part.volume, z) for z in parse_sections(part.sections, open_volume(part.volume).shape[0])]
+
+
+def first_contract(settings: TrainSettings, training: AnnotatedSet) -> Contract:
+    """The contract before training: the data's statistics, frozen."""
+    facts = {"fingerprint": training.fingerprint, "sections": list(training.names), "version": __version__}
+    return Contract(
+        settings.network, estimate_global(training.raw), training.dtype, training.voxel_size_nm, training=facts
+    )
+
+
+def _check_same_kind(contract: Contract, validation: AnnotatedSet) -> None:
+    ours, theirs = (contract.input_dtype, contract.voxel_size_nm), (validation.dtype, validation.voxel_size_nm)
+    if ours != theirs:
+        raise ValueError(
+            f"training sections are {ours[0]} of {ours[1]} nm, validation sections {theirs[0]} of {theirs[1]} nm: the "
+            "threshold would be chosen on other data than it is used for. Give both from the same kind of volume."
+        )
+
+
+def _earlier_run(folder: Path, settings: TrainSettings) -> str | None:
+    """The MLflow run of an interrupted training of this name and settings.
+
+    Raises:
+      FileExistsError: it is finished, or had other settings.
+    """
+    if not (folder / RUN).exists():
+        return None
+    earlier = json.loads((folder / RUN).read_text())
+    if (folder / "bundle").exists():
+        raise FileExistsError(f"run {folder.name} is finished ({folder}): give another --name, or leave it out.")
+    if earlier["settings"] != plain(settings):
+        raise FileExistsError(
+            f"run {folder.name} was begun with other settings ({folder / RUN}): resuming would mix them. "
+            "Give another --name, or the same settings."
+        )
+    _log.info("going on with the interrupted run %s", folder.name)
+    return str(earlier["run_id"])
+
+
+def _run_group(settings: TrainSettings, contract: Contract, run: Tracker, name: str) -> Path:
+    from tessera.engine.placement import train_share
+    from tessera.engine.session import cluster_size, connected
+    from tessera.engine.train import TrainGroup, run_group
+
+    progress = home() / "runs" / name / PROGRESS
+    config = {"settings": settings, "contract": contract}
+    with connected():
+        cpus, gpus = cluster_size()
+        share = train_share(settings.resources.workers, settings.resources.use_gpu, cpus, gpus)
+        group = TrainGroup(
+            name,
+            home() / "runs",
+            settings.resources.workers,
+            share.cpus,
+            use_gpu=share.gpu,
+            max_failures=settings.resources.max_failures,
+        )
+        with following(progress, partial(_tell, settings.schedule.steps)):
+            return run_group(training_loop, config, group, partial(hear_report, run, progress))
+
+
+def _tell(steps: int, line: Mapping[str, Any]) -> None:
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in line.items() if name != "step")
+    _log.info("step %d/%d: %s", line["step"], steps, shown)
+
+
+def _requirements() -> list[str]:
+    from importlib.metadata import version
+
+    return [f"{name}=={version(name)}" for name in ("tensorflow", "keras", "numpy", "opencv-python-headless", "scipy")]
+
+
+# The controller.
+
+
+def hear_report(run: Tracker, progress: Path, report: Mapping[str, Any], checkpoint: Path | None) -> None:
+    """Write one report to MLflow and to the progress file; called in the controller, the only writer."""
+    if "step" not in report:
+        return
+    values = {name: float(value) for name, value in report.items() if name != "step" and value is not None}
+    with progress.open("a") as file:
+        file.write(json.dumps({"step": report["step"], **values}) + "\n")
+    run.metrics(values, step=int(report["step"]))
+    if checkpoint is not None and (checkpoint / "validation.npz").exists():
+        run.picture("validation", validation_picture(load_arrays(checkpoint / "validation.npz")), int(report["step"]))
+
+
+def validation_picture(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """Raw, probability and truth of the first validation section, side by side."""
+    panel = {"raw": arrays["raw"], "membrane probability": arrays["probability"], "truth": arrays["membrane"] * 1.0}
+    return contact_sheet([panel], [str(arrays["name"])])
+
+
+# A worker.
+
+
+def training_loop(config: dict[str, Any]) -> None:
+    """What every training worker runs."""
+    from tessera.engine.samples import sample_batches
+    from tessera.engine.train import last_checkpoint, rank_and_world, report
+
+    settings, contract = config["settings"], config["contract"]
+    schedule = settings.schedule
+    rank, world = rank_and_world()
+    shared = sampling_source(settings, contract, load_annotated(settings.data.train, settings.data))
+    validation = load_annotated(settings.data.validation, settings.data) if rank == 0 else None
+
+    def batches(first_step: int) -> Iterator[Mapping[str, NDArray[Any]]]:
+        return sample_batches(
+            make_sample,
+            shared,
+            first=first_step * schedule.batch,
+            last=schedule.steps * schedule.batch,
+            rank=rank,
+            world=world,
+            batch_size=schedule.batch // world,
+        )
+
+    def on_checkpoint(snapshot: Snapshot) -> None:
+        if validation is None:
+            report({})
+            return
+        scores, arrays = validate(snapshot, contract, validation)
+        chosen = scores.best()
+        metrics = {f"val_{name}": value for name, value in chosen.items()} | {"step": snapshot.step}
+        final = contract.with_training(scores.best_threshold, steps=snapshot.step, validation=chosen)
+
+        def save(folder: Path) -> None:
+            snapshot.save(folder, final)
+            save_arrays(folder / "validation.npz", arrays)
+
+        report(metrics, save)
+
+    plan = FitPlan(schedule.steps, schedule.log_every, schedule.checkpoint_every, settings.seed)
+    with last_checkpoint() as resume:
+        fit(
+            batches,
+            settings.network,
+            settings.optimiser,
+            plan,
+            on_step=report,
+            on_checkpoint=on_checkpoint,
+            resume=resume,
+        )
+
+
+@dataclass(frozen=True)
+class SamplingSource:
+    """All that a sample depends on besides its index.
+
+    Attributes:
+      images: normalised float32, (y, x), per section.
+      membrane: uint8, (y, x): 1 membrane, 0 cell.
+      weights: float32, (y, x): the border weight map.
+      settings: the run's.
+      input_px: extent of a network input.
+    """
+
+    images: tuple[NDArray[np.float32], ...]
+    membrane: tuple[NDArray[np.uint8], ...]
+    weights: tuple[NDArray[np.float32], ...]
+    settings: TrainSettings
+    input_px: int
+
+
+def sampling_source(settings: TrainSettings, contract: Contract, training: AnnotatedSet) -> SamplingSource:
+    """Normalise the sections and compute their weight maps, once."""
+    return SamplingSource(
+        images=tuple(contract.normalisation.apply(raw) for raw in training.raw),
+        membrane=training.membrane,
+        weights=tuple(weight_map(membrane, settings.loss) for membrane in training.membrane),
+        settings=settings,
+        input_px=settings.network.input_extent(settings.schedule.crop_px),
+    )
+
+
+def weight_map(membrane: NDArray[np.uint8], loss: LossSettings) -> NDArray[np.float32]:
+    """The loss weight of every pixel of a section."""
+    return border_weights(1 - membrane, w0=loss.w0, sigma_px=loss.sigma_px, class_balance=loss.class_balance)
+
+
+def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
+    """The training sample of one global index: a pure function of seed and index."""
+    rng = rng_for(source.settings.seed, index)
+    section = int(rng.integers(len(source.images)))
+    image, target, weights = sample_crop(
+        rng,
+        source.images[section],
+        source.membrane[section],
+        source.weights[section],
+        (source.input_px, source.input_px),
+        source.settings.augmentation,
+    )
+    margin = (source.input_px - source.settings.schedule.crop_px) // 2
+    scored = slice(margin, source.input_px - margin)
+    return {"image": image, "target": target[scored, scored], "weights": weights[scored, scored]}
+
+
+def validate(
+    snapshot: Snapshot, contract: Contract, validation: AnnotatedSet
+) -> tuple[IsbiScores, dict[str, NDArray[Any]]]:
+    """Score whole held-out sections, predicted by overlap-tile as inference does, and keep the first for a picture."""
+    predict = snapshot.predict()
+    probabilities = [predict_volume(predict, raw[np.newaxis], contract)[0] for raw in validation.raw]
+    scores = finish(
+        [
+            score_section(1.0 - probability, 1 - membrane)
+            for probability, membrane in zip(probabilities, validation.membrane, strict=True)
+        ]
+    )
+    arrays = {
+        "raw": validation.raw[0],
+        "probability": probabilities[0],
+        "membrane": validation.membrane[0],
+        "name": np.array(validation.names[0]),
+    }
+    return scores, arrays
