@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import cos, isfinite, log1p, radians, sin
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -98,6 +99,11 @@ def rng_for(seed: int, index: int) -> np.random.Generator:
             raise ValueError(f"{name}={value} does not fit the generator's 64-bit word: give 0 to 2^64 - 1.")
     counter = np.array([0, 0, 0, index], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=int(seed), counter=counter))
+
+
+def sample_on_one_thread() -> None:
+    """Keep OpenCV to the core of the task that calls it: sample workers are many, and the trainer wants the others."""
+    cv2.setNumThreads(1)
 
 
 def sample_crop(

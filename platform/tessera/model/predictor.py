@@ -47,8 +47,8 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     0.0
     """
     decay = np.exp(-np.abs(logits))
-    probability: NDArray[np.float32] = np.where(logits >= 0, np.float32(1), decay) / (np.float32(1) + decay)
-    return probability
+    probability = np.where(logits >= 0, np.float32(1), decay) / (np.float32(1) + decay)
+    return probability.astype(np.float32, copy=False)
 
 
 def load_predictor(folder: Path) -> tuple[Predict, Contract]:

@@ -124,6 +124,8 @@ class TrainSettings:
 
     Args:
       name: of the run; its folder is TESSERA_HOME/runs/NAME; null makes one from the time.
+      refit: name of a finished run of the same settings: learn from its training and validation sections together,
+        with its threshold frozen and nothing chosen.
       data: what is learned from and what is held out.
       network: the U-Net.
       augmentation: what is done to each sample.
@@ -137,6 +139,7 @@ class TrainSettings:
     """
 
     name: str | None = None
+    refit: str | None = None
     data: DataSettings = field(default_factory=DataSettings)
     network: UnetSpec = field(default_factory=lambda: UnetSpec(12, 3, "same", batch_norm=True, dropout=0.0))
     augmentation: Augmentation = field(

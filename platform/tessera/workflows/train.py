@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera import __version__
-from tessera.images.augment import rng_for, sample_crop
+from tessera.images.augment import rng_for, sample_crop, sample_on_one_thread
 from tessera.images.normalise import estimate_global
-from tessera.images.weights import border_weights
-from tessera.metrics.isbi import IsbiScores, finish, score_section
+from tessera.images.weights import border_weights, class_weights
+from tessera.metrics.isbi import finish, score_section
 from tessera.model.bundle import Contract, load_contract
 from tessera.model.predictor import predict_volume
 from tessera.model.training import FitPlan, Snapshot, fit
@@ -79,10 +79,11 @@ def train(settings: TrainSettings) -> TrainResult:
     """
     settings = with_absolute_data(settings)
     check_disjoint(settings.data)
-    training = load_annotated(settings.data.train, settings.data)
-    validation = load_annotated(settings.data.validation, settings.data)
+    split, threshold = chosen_split(settings)
+    training = load_annotated(split.learned, settings.data)
     contract = first_contract(settings, training)
-    _check_same_kind(contract, validation)
+    if split.held_out:
+        _check_same_kind(contract, load_annotated(split.held_out, settings.data))
     name = settings.name or time.strftime("train-%Y%m%d-%H%M%S")
     folder = home() / "runs" / name
     uri = tracking_uri(settings.tracking.uri, home())
@@ -91,15 +92,45 @@ def train(settings: TrainSettings) -> TrainResult:
     with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=resume) as run:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RUN).write_text(json.dumps({"run_id": run.run_id, "settings": plain(settings)}, indent=2))
-        run.dataset(settings.data.train[0].volume, training.fingerprint, "training")
-        run.dataset(settings.data.validation[0].volume, validation.fingerprint, "validation")
-        contract = contract.with_training(None, run_id=run.run_id, run_name=name)
-        checkpoint = _run_group(settings, contract, run, name)
+        run.dataset(split.learned[0].volume, training.fingerprint, "training")
+        contract = contract.with_training(threshold, run_id=run.run_id, run_name=name, refit_of=settings.refit)
+        checkpoint = _run_group(settings, split, contract, run, name)
         bundle = folder / "bundle"
         shutil.copytree(checkpoint / "bundle", bundle, dirs_exist_ok=True)
         model_uri = register_bundle(run, bundle, settings.register_as, _requirements())
         run.tags({"tessera.model": model_uri})
     return TrainResult(name, run.run_id, bundle, model_uri, load_contract(bundle))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sections learned from, and whole ones held out to choose on; none are held out in a refit."""
+
+    learned: list[AnnotatedSections]
+    held_out: list[AnnotatedSections]
+
+
+def chosen_split(settings: TrainSettings) -> tuple[Split, float | None]:
+    """What to learn from, and the threshold that is frozen already: in a refit that of the run it repeats.
+
+    Raises:
+      FileNotFoundError: the run to refit is not there or not finished.
+      ValueError: it had other settings, so that what it chose does not hold.
+    """
+    data = settings.data
+    if settings.refit is None:
+        return Split(data.train, data.validation), None
+    folder = home() / "runs" / settings.refit
+    if not (folder / "bundle").exists():
+        raise FileNotFoundError(f"refit={settings.refit}: there is no finished run in {folder}. Train it first.")
+    earlier = json.loads((folder / RUN).read_text())["settings"]
+    same = {"name": None, "refit": None, "register_as": None, "tracking": None}
+    if {**earlier, **same} != {**plain(settings), **same}:
+        raise ValueError(
+            f"refit={settings.refit}: that run had other settings ({folder / RUN}), so its threshold was chosen for "
+            "another recipe. Give the same --config and options."
+        )
+    return Split(data.train + data.validation, []), load_contract(folder / "bundle").threshold
 
 
 def with_absolute_data(settings: TrainSettings) -> TrainSettings:
@@ -187,13 +218,13 @@ def _earlier_run(folder: Path, settings: TrainSettings) -> str | None:
     return str(earlier["run_id"])
 
 
-def _run_group(settings: TrainSettings, contract: Contract, run: Tracker, name: str) -> Path:
+def _run_group(settings: TrainSettings, split: Split, contract: Contract, run: Tracker, name: str) -> Path:
     from tessera.engine.placement import train_share
     from tessera.engine.session import cluster_size, connected
     from tessera.engine.train import TrainGroup, run_group
 
     progress = home() / "runs" / name / PROGRESS
-    config = {"settings": settings, "contract": contract}
+    config = {"settings": settings, "split": split, "contract": contract}
     with connected():
         cpus, gpus = cluster_size()
         share = train_share(settings.resources.workers, settings.resources.use_gpu, cpus, gpus)
@@ -249,11 +280,11 @@ def training_loop(config: dict[str, Any]) -> None:
     from tessera.engine.samples import sample_batches
     from tessera.engine.train import last_checkpoint, rank_and_world, report
 
-    settings, contract = config["settings"], config["contract"]
+    settings, split, contract = config["settings"], config["split"], config["contract"]
     schedule = settings.schedule
     rank, world = rank_and_world()
-    shared = sampling_source(settings, contract, load_annotated(settings.data.train, settings.data))
-    validation = load_annotated(settings.data.validation, settings.data) if rank == 0 else None
+    shared = sampling_source(settings, contract, load_annotated(split.learned, settings.data))
+    held_out = load_annotated(split.held_out, settings.data) if split.held_out else None
 
     def batches(first_step: int) -> Iterator[Mapping[str, NDArray[Any]]]:
         return sample_batches(
@@ -267,19 +298,18 @@ def training_loop(config: dict[str, Any]) -> None:
         )
 
     def on_checkpoint(snapshot: Snapshot) -> None:
-        if validation is None:
+        if rank != 0:
             report({})
             return
-        scores, arrays = validate(snapshot, contract, validation)
-        chosen = scores.best()
-        metrics = {f"val_{name}": value for name, value in chosen.items()} | {"step": snapshot.step}
-        final = contract.with_training(scores.best_threshold, steps=snapshot.step, validation=chosen)
+        outcome = validate(snapshot, contract, held_out) if held_out else Validation(contract.threshold, {}, {})
+        final = contract.with_training(outcome.threshold, steps=snapshot.step, validation=outcome.scores)
 
         def save(folder: Path) -> None:
             snapshot.save(folder, final)
-            save_arrays(folder / "validation.npz", arrays)
+            if outcome.arrays:
+                save_arrays(folder / "validation.npz", outcome.arrays)
 
-        report(metrics, save)
+        report({"step": snapshot.step} | {f"val_{name}": value for name, value in outcome.scores.items()}, save)
 
     plan = FitPlan(schedule.steps, schedule.log_every, schedule.checkpoint_every, settings.seed)
     with last_checkpoint() as resume:
@@ -318,19 +348,28 @@ def sampling_source(settings: TrainSettings, contract: Contract, training: Annot
     return SamplingSource(
         images=tuple(contract.normalisation.apply(raw) for raw in training.raw),
         membrane=training.membrane,
-        weights=tuple(weight_map(membrane, settings.loss) for membrane in training.membrane),
+        weights=weight_maps(training.membrane, settings.loss),
         settings=settings,
         input_px=settings.network.input_extent(settings.schedule.crop_px),
     )
 
 
-def weight_map(membrane: NDArray[np.uint8], loss: LossSettings) -> NDArray[np.float32]:
-    """The loss weight of every pixel of a section."""
-    return border_weights(1 - membrane, w0=loss.w0, sigma_px=loss.sigma_px, class_balance=loss.class_balance)
+def weight_maps(membrane: Sequence[NDArray[np.uint8]], loss: LossSettings) -> tuple[NDArray[np.float32], ...]:
+    """The loss weight of every pixel; classes are balanced over all sections together, as in the paper."""
+    maps = [border_weights(1 - section, w0=loss.w0, sigma_px=loss.sigma_px) for section in membrane]
+    if loss.class_balance:
+        pixels = sum(section.size for section in membrane)
+        members = sum(int(section.sum()) for section in membrane)
+        of_membrane, of_cell = class_weights(members, pixels - members)
+        # Each map holds w_c = 1 so far.
+        extra = [np.where(one == 1, of_membrane - 1, of_cell - 1).astype(np.float32) for one in membrane]
+        maps = [border + balance for border, balance in zip(maps, extra, strict=True)]
+    return tuple(maps)
 
 
 def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
     """The training sample of one global index: a pure function of seed and index."""
+    sample_on_one_thread()
     rng = rng_for(source.settings.seed, index)
     section = int(rng.integers(len(source.images)))
     image, target, weights = sample_crop(
@@ -346,9 +385,16 @@ def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
     return {"image": image, "target": target[scored, scored], "weights": weights[scored, scored]}
 
 
-def validate(
-    snapshot: Snapshot, contract: Contract, validation: AnnotatedSet
-) -> tuple[IsbiScores, dict[str, NDArray[Any]]]:
+@dataclass(frozen=True)
+class Validation:
+    """What held-out sections say of a snapshot: the threshold they choose, its scores, and one section to look at."""
+
+    threshold: float | None
+    scores: dict[str, float]
+    arrays: dict[str, NDArray[Any]]
+
+
+def validate(snapshot: Snapshot, contract: Contract, validation: AnnotatedSet) -> Validation:
     """Score whole held-out sections, predicted by overlap-tile as inference does, and keep the first for a picture."""
     predict = snapshot.predict()
     probabilities = [predict_volume(predict, raw[np.newaxis], contract)[0] for raw in validation.raw]
@@ -364,4 +410,4 @@ def validate(
         "membrane": validation.membrane[0],
         "name": np.array(validation.names[0]),
     }
-    return scores, arrays
+    return Validation(scores.best_threshold, scores.best(), arrays)
