@@ -1,15 +1,16 @@
 """The only place that calls `ray.init`.
 
 A workflow asks for a connection and gets the cluster of the job it runs in, or a Ray of its own on this machine. The
-package travels to the workers here, one way only: as `py_modules`, unless they have it already.
+package travels to the workers here, one way only: as `py_modules`, unless they import this very one already.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +56,10 @@ def connected(cpus: int | None = None) -> Iterator[None]:
 
 
 def _runtime_env() -> dict[str, Any]:
-    """Ship the package, unless the job already does or every worker has it installed."""
-    if _job_ships_modules() or _installed():
+    """Ship the package, unless the job already does or the workers will import this very folder anyhow."""
+    # On a cluster always: nodes may lack tessera, or have another version than the checkout that was submitted.
+    on_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    if _job_ships_modules() or (not on_cluster and _imported_by_default() == PACKAGE):
         return {}
     # A string: Ray cannot pickle the module object.
     return {"py_modules": [str(PACKAGE)]}
@@ -67,12 +70,15 @@ def _job_ships_modules() -> bool:
     return "py_modules" in (config.get("runtime_env") or {})
 
 
-def _installed() -> bool:
-    try:
-        importlib.metadata.distribution("tessera")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+def _imported_by_default() -> Path | None:
+    """The folder of the tessera that a fresh interpreter of this environment finds; None where it finds none.
+
+    Asked of one: this process's `sys.path` was changed by the job's script, and a checkout's egg-info passes for an
+    installed distribution.
+    """
+    code = "import tessera; print(tessera.__path__[0])"
+    answer = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    return Path(answer.stdout.strip()).resolve() if answer.returncode == 0 else None
 
 
 def cluster_size() -> tuple[float, float]:
