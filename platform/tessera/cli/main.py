@@ -17,7 +17,8 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from tessera import __version__
-from tessera.cli.suggestions import with_suggestion
+from tessera.cli.config_files import check_config_file, config_files, with_fresh_lists
+from tessera.cli.suggestions import explain, nearest_command
 from tessera.settings.demo import DemoSettings
 from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.ingest import IngestSettings
@@ -97,6 +98,8 @@ def build_parser() -> ArgumentParser:
         prog="tessera",
         description="Train U-Nets on a few annotated EM sections and batch-segment volumes of any size.",
         exit_on_error=False,
+        # An abbreviated key would turn into another setting's on the day a second one begins alike.
+        allow_abbrev=False,
         version=__version__,
     )
     commands = parser.add_subcommands(required=True, dest="command")
@@ -133,16 +136,28 @@ def parse(words: Sequence[str]) -> tuple[str, Any]:
 
     Raises:
       ArgumentError: an unknown command or key, with the nearest known one, or a value of the wrong type.
-      ValueError: a value that settings refuse.
+      FileNotFoundError: a configuration file that is not there.
+      ValueError: a configuration file that holds no settings, or a value that settings refuse.
     """
     parser = build_parser()
+    command = next((word for word in words if word in COMMANDS), None)
+    if command is not None:
+        for path in config_files(words):
+            check_config_file(path, COMMANDS[command].settings)
+        words = with_fresh_lists(words, COMMANDS[command].settings)
     try:
         parsed = parser.parse_args(list(words))
     except ArgumentError as error:
-        raise ArgumentError(None, with_suggestion(str(error), [c.settings for c in COMMANDS.values()])) from None
+        raise ArgumentError(None, _in_our_words(str(error), command)) from None
     values = parser.instantiate(parsed)[parsed.command]
     values.pop("config", None)
     return parsed.command, COMMANDS[parsed.command].settings(**vars(values))
+
+
+def _in_our_words(message: str, command: str | None) -> str:
+    if command is None:
+        return nearest_command(message, COMMANDS)
+    return explain(message, command, COMMANDS[command].settings)
 
 
 def _complain(error: BaseException, code: int) -> int:

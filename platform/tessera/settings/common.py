@@ -42,11 +42,13 @@ class RunnerSettings:
     def __post_init__(self) -> None:
         if self.workers < 0 or self.attempts < 1:
             raise ValueError(
-                f"workers={self.workers} must be at least 0 and attempts={self.attempts} at least 1. Try 0 and 3."
+                f"runner.workers={self.workers} must be at least 0 and runner.attempts={self.attempts} at least 1. "
+                "Try 0 and 3."
             )
 
 
 def check_layout(name: str, value: tuple[int, int, int] | None) -> None:
-    """Refuse a chunk, shard or block with an extent below one voxel."""
+    """Refuse a tile, chunk, shard or block with an extent below one voxel."""
     if value is not None and min(value) < 1:
-        raise ValueError(f"{name}={value}: every extent, z, y, x, must be at least 1 voxel. Try (16, 256, 256).")
+        legal = [1, 512, 512] if name == "tile" else [16, 256, 256]
+        raise ValueError(f"{name}={list(value)}: every extent, z, y, x, must be at least 1 voxel. Try {legal}.")

@@ -29,3 +29,5 @@ class DemoSettings:
                 f"sections={self.sections} and size={self.size} leave too little to learn from and score. "
                 "Try at least 8 sections of 256 px."
             )
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: without a step nothing is learned. Try 240.")

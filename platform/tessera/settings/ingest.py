@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Literal
 
 from tessera.settings.common import RunnerSettings, check_layout
@@ -40,10 +41,12 @@ class IngestSettings:
                 raise ValueError(
                     f"{name} is not given. Try --{name} {'stack.tif' if name == 'source' else 'my-volume'}."
                 )
-        if self.voxel_size_nm is None or min(self.voxel_size_nm) <= 0:
+        sizes = self.voxel_size_nm
+        if sizes is None or not all(isfinite(size) and size > 0 for size in sizes):
+            fault = "is not given" if sizes is None else f"{list(sizes)} is not above 0 and finite on each axis"
             raise ValueError(
-                f"voxel_size_nm={self.voxel_size_nm}: a volume without its voxel size fits no model later. "
-                "Give z, y, x in nanometres, such as --voxel_size_nm '[50, 4, 4]'."
+                f"voxel_size_nm {fault}: a volume without its true voxel size fits no model later. Give z, y, x in "
+                "nanometres, such as --voxel_size_nm '[50, 4, 4]'."
             )
         check_layout("chunk", self.chunk)
         check_layout("shard", self.shard)

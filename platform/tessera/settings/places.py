@@ -40,8 +40,25 @@ def input_path(name: str) -> Path:
     if "://" in name:
         raise ValueError(f"{name} is a URL: object stores are not supported yet. Copy the volume to a local disk.")
     given = Path(name).expanduser()
-    candidates = [given, home() / "volumes" / given, home() / "volumes" / f"{given}.zarr"]
+    candidates = dict.fromkeys([given, home() / "volumes" / given, home() / "volumes" / f"{given}.zarr"])
     for path in candidates:
         if path.exists():
             return path.absolute()
     raise FileNotFoundError(f"{name} does not exist: looked for {', '.join(str(c.absolute()) for c in candidates)}.")
+
+
+def check_apart(output: str, source: str) -> None:
+    """Refuse an output that is the volume it is made from: `overwrite` would delete it, and a run would write over it.
+
+    Raises:
+      ValueError: names are different spellings of one place.
+    """
+    try:
+        same = input_path(source).resolve() == output_path(output).resolve()
+    except FileNotFoundError:  # said where it is opened
+        return
+    if same:
+        raise ValueError(
+            f"output={output} is the input itself ({output_path(output)}): it would be overwritten while it is read. "
+            f"Try --output {Path(output).stem}-2."
+        )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from tessera.geometry.boxes import Box
 from tessera.settings.common import RunnerSettings, TrackingSettings, check_layout
+from tessera.settings.places import check_apart
+
+_RANGE = re.compile(r"\s*(\d*)\s*:\s*(\d*)\s*")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class PredictSettings:
                 raise ValueError(f"{name} is not given. Try --{name} {example}.")
         for name in ("tile", "block", "chunk", "shard"):
             check_layout(name, getattr(self, name))
+        check_apart(self.output, self.volume)
 
 
 def parse_roi(text: str | None, shape: tuple[int, ...]) -> Box:
@@ -55,20 +60,23 @@ def parse_roi(text: str | None, shape: tuple[int, ...]) -> Box:
     Box(start=(0, 8, 0), stop=(1, 32, 16))
 
     Raises:
-      ValueError: not three ranges, or a range that is empty or passes the volume.
+      ValueError: the volume has other axes than z, y, x; not three ranges; or a range that is empty, backwards or
+        passes the volume.
     """
+    if len(shape) != 3:
+        raise ValueError(
+            f"the volume has shape {shape}: networks here read one channel with axes z, y, x. Save the channel to be "
+            "segmented as a volume of its own."
+        )
     whole = Box.whole(shape)
     if text is None:
         return whole
-    try:
-        ranges = [part.split(":") for part in text.split(",")]
-        start = tuple(int(a or 0) for a, _ in ranges)
-        stop = tuple(int(b or n) for (_, b), n in zip(ranges, shape, strict=True))
-        roi = Box(start, stop)
-    except ValueError as error:
-        raise ValueError(f"roi={text!r} is not three ranges z, y, x ({error}). Try 0:10,100:400,0:512.") from None
-    if not whole.contains(roi) or roi.size == 0:
-        raise ValueError(
-            f"roi={text!r} is empty or passes the volume {whole}. Try {','.join(f'0:{n}' for n in shape)}."
-        )
-    return roi
+    ranges = [_RANGE.fullmatch(part) for part in text.split(",")]
+    legal = ",".join(f"0:{n}" for n in shape)
+    if len(ranges) != 3 or None in ranges:
+        raise ValueError(f"roi={text!r} is not three ranges z, y, x. Try {legal}.")
+    start = tuple(int(found[1] or 0) for found in ranges if found)
+    stop = tuple(int(found[2] or n) for found, n in zip(ranges, shape, strict=True) if found)
+    if any(a >= b or b > n for a, b, n in zip(start, stop, shape, strict=True)):
+        raise ValueError(f"roi={text!r} is empty, runs backwards or passes the volume {whole}. Try {legal}.")
+    return Box(start, stop)

@@ -23,9 +23,11 @@ def parse_sections(text: str | None, depth: int) -> tuple[int, ...]:
             raise ValueError(
                 f"sections={text!r} is not a selection: {part!r} is no number or range. Try '0-19' or '3,5'."
             )
+        if last and int(last) < int(first):
+            raise ValueError(f"sections={text!r}: {part.strip()!r} runs backwards. Try '{last}-{first}'.")
         chosen.extend(range(int(first), int(last or first) + 1))
-    if not chosen or len(set(chosen)) != len(chosen):
-        raise ValueError(f"sections={text!r} selects nothing or one section twice. Try '0-19'.")
+    if len(set(chosen)) != len(chosen):
+        raise ValueError(f"sections={text!r} selects one section twice. Try '{min(chosen)}-{max(chosen)}'.")
     if max(chosen) >= depth:
         raise ValueError(
             f"sections={text!r} passes the volume, which has {depth} sections, 0-{depth - 1}. Try '0-{depth - 1}'."

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tessera.settings.common import RunnerSettings, TrackingSettings, check_layout
+from tessera.settings.places import check_apart
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,4 @@ class SegmentSettings:
             raise ValueError(f"threshold={self.threshold} is no probability below 1: nothing would be cell. Try 0.5.")
         for name in ("block", "chunk", "shard"):
             check_layout(name, getattr(self, name))
+        check_apart(self.output, self.volume)

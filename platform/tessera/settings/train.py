@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from tessera.images.augment import Augmentation
@@ -49,6 +51,11 @@ class DataSettings:
                 "data.train and data.validation must both be given or both be empty: without held-out sections no "
                 "threshold can be chosen. Try holding out the last 4 annotated sections."
             )
+        if self.invert_labels and self.labels_are == "instances":
+            raise ValueError(
+                "data.invert_labels=true with data.labels_are=instances: every cell would become membrane, for "
+                "instances are 0 on membrane. Give one of the two."
+            )
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,9 @@ class LossSettings:
     class_balance: bool = False
 
     def __post_init__(self) -> None:
-        if self.w0 < 0 or self.sigma_px <= 0:
+        if not (0 <= self.w0 < inf and 0 < self.sigma_px < inf):
             raise ValueError(
-                f"loss.w0={self.w0} must not be negative and loss.sigma_px={self.sigma_px} must be positive. "
+                f"loss.w0={self.w0} must not be negative and loss.sigma_px={self.sigma_px} be above 0, both finite. "
                 "The paper has 10 and 5."
             )
 
@@ -156,12 +163,29 @@ class TrainSettings:
     seed: int = 2015
 
     def __post_init__(self) -> None:
-        self.network.input_extent(self.schedule.crop_px)
+        try:
+            self.network.input_extent(self.schedule.crop_px)
+        except ValueError as error:
+            raise ValueError(f"schedule.crop_px: {error}") from None
         if self.schedule.batch % self.resources.workers:
             legal = max(1, round(self.schedule.batch / self.resources.workers)) * self.resources.workers
             raise ValueError(
                 f"schedule.batch={self.schedule.batch} cannot be shared evenly by {self.resources.workers} workers: "
                 f"replicas would take different numbers of samples. Try batch={legal}."
             )
-        if self.name is not None and not all(c.isalnum() or c in "-_." for c in self.name):
-            raise ValueError(f"name={self.name!r} becomes a folder: use letters, digits, '-', '_' and '.' only.")
+        self._check_names()
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} does not fit the generators of initial weights: give 0 to 2^32 - 1.")
+
+    def _check_names(self) -> None:
+        for key, name in (("name", self.name), ("refit", self.refit)):
+            if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(
+                    f"{key}={name!r} becomes a folder: use letters, digits, '-', '_' and '.' only, and no '.' or '-' "
+                    "first. Try membranes-1."
+                )
+        if not self.register_as.strip() or set(self.register_as) & set("/:"):
+            raise ValueError(
+                f"register_as={self.register_as!r} is no name for a model: MLflow refuses '/', ':' and nothing at all, "
+                "after training. Try tessera-unet."
+            )
