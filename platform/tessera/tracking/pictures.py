@@ -31,13 +31,13 @@ def contact_sheet(rows: Sequence[Panel], titles: Sequence[str], *, inches: float
     figure = Figure(figsize=(inches * len(columns), inches * len(rows) + 0.3), dpi=142, layout="compressed")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axis, column in zip(axes[0], columns, strict=True):
+        axis.set_title(column, fontsize=10)
     for line, panel, title in zip(axes, rows, titles, strict=True):
         for axis, column in zip(line, columns, strict=True):
             axis.imshow(panel[column], cmap="gray", vmin=0, vmax=_white(panel[column]), interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-            if line is axes[0]:
-                axis.set_title(column, fontsize=10)
         line[0].set_ylabel(title, fontsize=9)
     canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

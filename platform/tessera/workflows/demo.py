@@ -150,7 +150,7 @@ def _summary(settings: DemoSettings, result: DemoResult, seconds: float) -> str:
             f"  at the frozen threshold {frozen['threshold']:<8.2g} {frozen['v_rand']:.4f}   {frozen['v_info']:.4f}   "
             f"{frozen['pixel_error']:.4f}",
             f"  maximum over thresholds          {best['v_rand']:.4f}   {best['v_info']:.4f}   "
-        f"{best['pixel_error']:.4f}",
+            f"{best['pixel_error']:.4f}",
             f"  smoothed raw, its maximum        {result.raw_v_rand:.4f}",
             "",
             f"segmented volume   {result.cells}   (OME-Zarr, uint64 ids)",

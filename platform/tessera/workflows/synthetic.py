@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from tessera.geometry.boxes import Box
 from tessera.images.phantom import VOXEL_SIZE_NM, Phantom, PhantomBlock
 from tessera.settings.common import RunnerSettings
 from tessera.settings.places import home
-from tessera.storage.volumes import create_volume, open_volume, update_attributes
+from tessera.storage.layouts import Layout, legal_layout
+from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job
 
 PARTS = {"raw": np.uint8, "labels": np.uint8, "instances": np.uint64}
@@ -35,33 +37,43 @@ def synthetic_volumes(shape: tuple[int, int, int], seed: int, runner: RunnerSett
     """The phantom of this shape and seed under TESSERA_HOME/volumes; made unless it is there."""
     stem = f"phantom-{'x'.join(map(str, shape))}-{seed}"
     paths = {part: home() / "volumes" / f"{stem}-{part}.zarr" for part in PARTS}
-    for part, path in paths.items():
-        _make(path, part, shape, seed, runner)
+    layout = legal_layout(shape)
+    made = [_create(path, part, shape, layout) for part, path in paths.items()]
+    if not all(volume.attributes.get("complete") for volume in made):
+        facts = {"workflow": "phantom", "shape": shape, "seed": seed}
+        # One pass makes a block of all three, recorded in the ledger of the raw volume.
+        run_block_job(paths["raw"], BlockGrid(shape, layout.shard), partial(_make_worker, paths, seed), facts, runner)
+        for path in paths.values():
+            update_attributes(path, complete=True, invalid_sections=[])
     return SyntheticVolumes(**paths)
 
 
-def _make(path: Path, part: str, shape: tuple[int, int, int], seed: int, runner: RunnerSettings) -> None:
-    attributes = {"made_by": "phantom", "kind": part, "complete": False}
-    volume = create_volume(
-        path, shape, PARTS[part], voxel_size_nm=VOXEL_SIZE_NM, attributes=attributes, name=part, exist_ok=True
+def _create(path: Path, part: str, shape: tuple[int, int, int], layout: Layout) -> Volume:
+    return create_volume(
+        path,
+        shape,
+        PARTS[part],
+        voxel_size_nm=VOXEL_SIZE_NM,
+        chunk=layout.chunk,
+        shard=layout.shard,
+        attributes={"made_by": "phantom", "kind": part, "complete": False},
+        name=part,
+        exist_ok=True,
     )
-    if volume.attributes.get("complete"):
-        return
-    facts = {"workflow": "phantom", "part": part, "shape": shape, "seed": seed}
-    run_block_job(path, BlockGrid(shape, volume.shard), partial(_make_worker, path, part, seed), facts, runner)
-    update_attributes(path, complete=True, invalid_sections=[])
 
 
-def _make_worker(path: Path, part: str, seed: int) -> Process:
-    volume, phantom = open_volume(path, writable=True), Phantom(seed)
+def _make_worker(paths: Mapping[str, Path], seed: int) -> Process:
+    volumes = {part: open_volume(path, writable=True) for part, path in paths.items()}
+    phantom = Phantom(seed)
 
     def process(item: tuple[int, Box]) -> dict[str, Any]:
         _, box = item
         watch = Stopwatch()
-        voxels = _part(phantom.block(box), part)
+        block = phantom.block(box)
         row = watch.lap("compute")
-        volume.write(box, voxels)
-        return {**row, **watch.lap("write"), "bytes": voxels.nbytes, "checksum": checksum(voxels)}
+        for part, volume in volumes.items():
+            volume.write(box, _part(block, part))
+        return {**row, **watch.lap("write"), "bytes": block.raw.nbytes, "checksum": checksum(block.raw)}
 
     return process
 

@@ -95,10 +95,10 @@ def train(settings: TrainSettings) -> TrainResult:
         run.dataset(split.learned[0].volume, training.fingerprint, "training")
         contract = contract.with_training(threshold, run_id=run.run_id, run_name=name, refit_of=settings.refit)
         checkpoint = _run_group(settings, split, contract, run, name)
-        bundle = folder / "bundle"
-        shutil.copytree(checkpoint / "bundle", bundle, dirs_exist_ok=True)
-        model_uri = register_bundle(run, bundle, settings.register_as, _requirements())
+        model_uri = register_bundle(run, checkpoint / "bundle", settings.register_as, _requirements())
         run.tags({"tessera.model": model_uri})
+        bundle = folder / "bundle"  # its presence says that the run is finished: it comes last
+        shutil.copytree(checkpoint / "bundle", bundle)
     return TrainResult(name, run.run_id, bundle, model_uri, load_contract(bundle))
 
 

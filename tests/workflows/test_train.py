@@ -1,0 +1,212 @@
+"""Training end to end on real Ray, TensorFlow and MLflow, small enough for two cores."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from tessera.images.augment import Augmentation
+from tessera.model.bundle import load_contract
+from tessera.model.optimiser import OptimiserSpec
+from tessera.model.predictor import load_predictor, predict_volume
+from tessera.model.spec import UnetSpec
+from tessera.settings.train import (
+    AnnotatedSections,
+    DataSettings,
+    ResourceSettings,
+    ScheduleSettings,
+    TrainSettings,
+)
+from tessera.storage.volumes import create_volume, update_attributes
+from tessera.tracking.runs import tracking_uri
+from tessera.workflows.annotated import AnnotatedSet, load_annotated
+from tessera.workflows.train import first_contract, make_sample, sampling_source, train
+
+SECTIONS, SIZE = 6, 96
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny annotated volume: bright squares of cell between dark lines of membrane, with noise."""
+    folder = tmp_path_factory.mktemp("volumes")
+    rng = np.random.default_rng(4)
+    rows = np.arange(SIZE)
+    lines = ((rows + 3) % 24) < 4
+    membrane = np.stack([np.roll(lines[:, None] | lines[None, :], z, axis=(0, 1)) for z in range(SECTIONS)])
+    raw = np.clip(170 - 90 * membrane + 20 * rng.standard_normal(membrane.shape), 0, 255).astype(np.uint8)
+    for name, voxels in (("raw", raw), ("labels", np.where(membrane, 0, 255).astype(np.uint8))):
+        path = folder / f"{name}.zarr"
+        shape = voxels.shape
+        volume = create_volume(path, shape, np.uint8, voxel_size_nm=(50, 4, 4), chunk=shape, shard=shape)
+        volume.array[:] = voxels
+        update_attributes(path, complete=True)
+    return folder / "raw.zarr", folder / "labels.zarr"
+
+
+def _settings(volumes: tuple[Path, Path], **changes: Any) -> TrainSettings:
+    raw, labels = map(str, volumes)
+    settings = TrainSettings(
+        name="tiny",
+        data=DataSettings([AnnotatedSections(raw, labels, "0-3")], [AnnotatedSections(raw, labels, "4-5")]),
+        network=UnetSpec(filters=4, depth=2, padding="same", batch_norm=True, dropout=0.0),
+        augmentation=Augmentation(elastic_sigma_px=2.0, flips=True, contrast=0.1, noise_sigma=0.05),
+        optimiser=OptimiserSpec(learning_rate=1e-2, warmup_steps=2),
+        schedule=ScheduleSettings(steps=24, batch=4, crop_px=64, log_every=6, checkpoint_every=12),
+    )
+    return replace(settings, **changes)
+
+
+def _losses(run_id: str, home: Path) -> list[float]:
+    client = MlflowClient(tracking_uri(None, home))
+    return [metric.value for metric in client.get_metric_history(run_id, "loss")]
+
+
+@pytest.fixture
+def learned(volumes: tuple[Path, Path]) -> AnnotatedSet:
+    data = _settings(volumes).data
+    return load_annotated(data.train, data)
+
+
+def test_a_training_run_leaves_all_that_it_promises(
+    ray_session: None, volumes: tuple[Path, Path], home: Path
+) -> None:
+    result = train(_settings(volumes))
+
+    client = MlflowClient(tracking_uri(None, home))
+    run = client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["network.filters"] == "4"
+    assert [m.step for m in client.get_metric_history(result.run_id, "loss")] == [6, 12, 18, 24]
+    losses = _losses(result.run_id, home)
+    assert losses[-1] < 0.7 * losses[0], "it learns"
+    assert [m.step for m in client.get_metric_history(result.run_id, "val_v_rand")] == [12, 24]
+    assert {i.dataset.digest for i in run.inputs.dataset_inputs} == {result.contract.training["fingerprint"][:16]}
+    pictures = [f.path for f in client.list_artifacts(result.run_id, "images")]
+    assert any("validation" in path for path in pictures)
+
+    version = client.get_model_version("tessera-unet", result.model_uri.rsplit("/", 1)[-1])
+    assert version.run_id == result.run_id
+    contract = load_contract(result.bundle)
+    assert contract.training["run_id"] == result.run_id
+    assert 0 <= contract.threshold < 1
+    assert contract.voxel_size_nm == (50, 4, 4)
+
+    _assert_the_registered_model_predicts_what_the_bundle_does(result, home)
+    with pytest.raises(FileExistsError, match=r"run tiny is finished.*give another --name"):
+        train(_settings(volumes))
+    _assert_a_refit_freezes_the_threshold(volumes, result)
+
+
+def _assert_the_registered_model_predicts_what_the_bundle_does(result: Any, home: Path) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri(None, home))
+    model = mlflow.pyfunc.load_model(result.model_uri)
+    raw = np.random.default_rng(0).integers(0, 256, (1, 48, 40), dtype=np.uint8)
+    network, contract = load_predictor(result.bundle)
+    expected = predict_volume(network, raw, contract)
+    np.testing.assert_allclose(model.predict({"raw": raw.astype(np.float32)}), expected, atol=1e-6)
+
+
+def _assert_a_refit_freezes_the_threshold(volumes: tuple[Path, Path], chosen: Any) -> None:
+    again = train(_settings(volumes, name="refitted", refit="tiny"))
+    assert again.contract.threshold == chosen.contract.threshold
+    assert len(again.contract.training["sections"]) == 6, "validation sections are learned from as well"
+    assert again.contract.training["validation"] == {}
+    with pytest.raises(ValueError, match="that run had other settings"):
+        train(_settings(volumes, name="other", refit="tiny", seed=1))
+
+
+def test_two_workers_take_the_steps_of_one(ray_session: None, volumes: tuple[Path, Path], home: Path) -> None:
+    losses = {}
+    for workers in (1, 2):
+        settings = _settings(
+            volumes,
+            name=f"workers-{workers}",
+            resources=ResourceSettings(workers=workers),
+            schedule=ScheduleSettings(steps=8, batch=4, crop_px=64, log_every=1, checkpoint_every=8),
+        )
+        losses[workers] = _losses(train(settings).run_id, home)
+    assert len(losses[1]) == 8
+    np.testing.assert_allclose(losses[2], losses[1], rtol=2e-3)
+
+
+def test_a_sample_is_a_function_of_seed_and_index(volumes: tuple[Path, Path], learned: AnnotatedSet) -> None:
+    settings = _settings(volumes)
+    source = sampling_source(settings, first_contract(settings, learned), learned)
+    again = sampling_source(settings, first_contract(settings, learned), learned)
+    for index in (0, 7, 10**9):
+        one, other = make_sample(source, index), make_sample(again, index)
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert not np.array_equal(make_sample(source, 0)["image"], make_sample(source, 1)["image"])
+
+
+def test_validation_sections_are_whole_raw_and_never_sampled(
+    volumes: tuple[Path, Path], learned: AnnotatedSet
+) -> None:
+    """The ancestor validated on augmented copies of its training slices."""
+    settings = _settings(volumes)
+    held_out = load_annotated(settings.data.validation, settings.data)
+    stored = create_or_open(volumes[0])
+    assert [one.shape for one in held_out.raw] == [(SIZE, SIZE)] * 2
+    assert all(np.array_equal(one, stored[z]) for one, z in zip(held_out.raw, (4, 5), strict=True))
+    source = sampling_source(settings, first_contract(settings, learned), learned)
+    assert len(source.images) == 4
+    assert not any(np.array_equal(a, b) for a in learned.raw for b in held_out.raw)
+
+
+def create_or_open(path: Path) -> np.ndarray:
+    from tessera.storage.volumes import open_volume
+
+    return open_volume(path).array[:]
+
+
+def test_valid_padding_scores_the_crop_and_reads_real_context_around_it(
+    volumes: tuple[Path, Path], learned: AnnotatedSet
+) -> None:
+    spec = UnetSpec(filters=4, depth=1, padding="valid")
+    settings = _settings(
+        volumes,
+        network=spec,
+        augmentation=Augmentation(),
+        schedule=ScheduleSettings(steps=1, batch=1, crop_px=44),
+    )
+    contract = first_contract(settings, learned)
+    source = sampling_source(settings, contract, learned)
+    sample = make_sample(source, 3)
+    margin = spec.arithmetic.axes[1].margin
+    assert sample["image"].shape == (44 + 2 * margin,) * 2
+    assert sample["target"].shape == sample["weights"].shape == (44, 44)
+    inner = sample["image"][margin:-margin, margin:-margin]
+    # Membrane is dark: the scored target lies on the pixels that it is about.
+    assert inner[sample["target"] == 1].mean() < inner[sample["target"] == 0].mean() - 1
+
+
+def test_an_interrupted_run_goes_on_in_its_own_mlflow_run(
+    ray_session: None, volumes: tuple[Path, Path], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tessera.workflows.train as workflow
+
+    def lost(*_: Any) -> str:
+        raise RuntimeError("the registry is unreachable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workflow, "register_bundle", lost)
+        with pytest.raises(RuntimeError, match="registry is unreachable"):
+            train(_settings(volumes, name="cut"))
+    folder = home / "runs" / "cut"
+    begun = json.loads((folder / "run.json").read_text())["run_id"]
+    client = MlflowClient(tracking_uri(None, home))
+    assert client.get_run(begun).info.status == "FAILED"
+
+    result = train(_settings(volumes, name="cut"))
+    assert result.run_id == begun
+    assert client.get_run(begun).info.status == "FINISHED"
+    assert math.isfinite(_losses(begun, home)[-1])
