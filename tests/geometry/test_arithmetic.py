@@ -1,4 +1,4 @@
-"""U-Net arithmetic against a network of index sets: which inputs does each output see, and on which grid is it pooled."""
+"""U-Net arithmetic against running the layers: legal sizes, derived outputs, and the grid that pooling stays on."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_records_that_no_halo_exists_for_are_refused() -> None:
         LayerRecord("pool", (1, 3, 3), (1, 2, 2), "valid")
     with pytest.raises(ValueError, match="kind 'norm' is unknown"):
         LayerRecord("norm", (1, 1, 1), (1, 1, 1), "valid")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="end at 1/2 of the input's resolution"):
+    with pytest.raises(ValueError, match=r"end at 1/2 of the input's resolution"):
         fold([LayerRecord("pool", (1, 2, 2), (1, 2, 2), "valid")])
 
 

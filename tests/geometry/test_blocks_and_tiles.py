@@ -40,7 +40,9 @@ def test_an_empty_axis_has_no_blocks() -> None:
 
 
 def test_a_block_across_shards_is_refused_with_a_legal_one() -> None:
-    with pytest.raises(ValueError, match=r"two tasks would write one shard and lose data\. Try block=\(64, 1024, 1024\)"):
+    with pytest.raises(
+        ValueError, match=r"two tasks would write one shard and lose data\. Try block=\(64, 1024, 1024\)"
+    ):
         check_alignment((64, 1000, 1024), (64, 1024, 1024), (128, 4096, 4096))
     check_alignment((64, 2048, 1024), (64, 1024, 1024), (128, 4096, 4096))
     check_alignment((30, 600, 600), (16, 256, 256), (30, 600, 600))

@@ -43,7 +43,7 @@ def test_growing_and_shifting_are_undone(box: Box, margin: tuple[int, int]) -> N
 def test_slices_read_the_box_or_refuse(box: Box) -> None:
     array = np.arange(144).reshape(12, 12)
     if min(box.start) < 0:
-        with pytest.raises(ValueError, match="starts before voxel 0.*clip or mirror it first"):
+        with pytest.raises(ValueError, match=r"starts before voxel 0.*clip or mirror it first"):
             _ = box.slices
     else:
         assert array[box.slices].size == len(_voxels(box.clipped(Box.whole((12, 12)))))

@@ -8,9 +8,9 @@ from typing import Any
 import cc3d
 import numpy as np
 import pytest
+
 from bundles import make_bundle
 from oracles import same_up_to_renaming
-
 from tessera.geometry.blocks import BlockGrid
 from tessera.images.quantise import quantise
 from tessera.model.predictor import load_predictor, predict_box, predict_volume
@@ -41,7 +41,9 @@ def raw() -> np.ndarray:
 def volume(raw: np.ndarray, tmp_path: Path) -> Path:
     """The raw voxels as a volume, one section of it marked invalid."""
     path = tmp_path / "raw.zarr"
-    made = create_volume(path, SHAPE, np.uint8, voxel_size_nm=(50, 4, 4), attributes={"invalid_sections": [3]}, **LAYOUT)
+    made = create_volume(
+        path, SHAPE, np.uint8, voxel_size_nm=(50, 4, 4), attributes={"invalid_sections": [3]}, **LAYOUT
+    )
     for _, box in BlockGrid(SHAPE, made.shard).boxes():
         made.write(box, raw[box.slices])
     return path
@@ -188,5 +190,5 @@ def test_cells_on_ray_equal_the_serial_run_id_by_id(
 def test_half_written_probability_is_refused(membranes: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     path, _ = membranes
     update_attributes(path, complete=False)
-    with pytest.raises(ValueError, match="only half-written.*Run the command that makes it again"):
+    with pytest.raises(ValueError, match=r"only half-written.*Run the command that makes it again"):
         segment(SegmentSettings(str(path), str(tmp_path / "cells.zarr"), runner=SERIAL))

@@ -1,4 +1,4 @@
-"""A prediction as a job: what fails is listed, what is done is kept, what is missing is done, lineage can be followed."""
+"""A prediction as a job: what fails is listed, what is done is kept, what is missing is done, lineage is followable."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import make_bundle
 from mlflow import MlflowClient
 
+from bundles import make_bundle
 from tessera.cli.main import main
 from tessera.geometry.blocks import BlockGrid
 from tessera.storage.ledger import read_rows
