@@ -101,7 +101,7 @@ def test_halo_keeps_every_pooling_window_on_the_volume_s_grid(
 
 
 def test_records_that_no_halo_exists_for_are_refused() -> None:
-    with pytest.raises(ValueError, match="no centre voxel or skips voxels.*Use odd kernels and stride 1"):
+    with pytest.raises(ValueError, match=r"no centre voxel or skips voxels.*Use odd kernels and stride 1"):
         LayerRecord("conv", (1, 2, 2), (1, 1, 1), "valid")
     with pytest.raises(ValueError, match=r"differs from its stride.*Try kernel=\(1, 2, 2\)"):
         LayerRecord("pool", (1, 3, 3), (1, 2, 2), "valid")
