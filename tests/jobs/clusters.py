@@ -26,7 +26,7 @@ import psutil
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_SECONDS, JOB_SECONDS = 120, 300
+START_SECONDS, JOB_SECONDS = 120, 500
 
 
 @dataclass(frozen=True)

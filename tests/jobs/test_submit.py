@@ -65,6 +65,10 @@ def cluster() -> Iterator[Cluster]:
         (running.checkout / "configs" / "small.yaml").write_text(SMALL_TRAINING + SMALL_DATA)
         (running.checkout / "configs" / "small-synthetic.yaml").write_text(SMALL_TRAINING)
         (running.checkout / "jobs" / "probe.py").write_text(PROBE)
+        # What an editable install leaves in a checkout: Python takes it for an installed distribution.
+        leftover = running.checkout / "platform" / "tessera.egg-info" / "PKG-INFO"
+        leftover.parent.mkdir()
+        leftover.write_text("Metadata-Version: 2.1\nName: tessera\nVersion: 0.0.1\n")
         yield running
 
 
