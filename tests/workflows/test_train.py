@@ -27,7 +27,8 @@ from tessera.storage.volumes import create_volume, update_attributes
 from tessera.tracking.runs import tracking_uri
 from tessera.workflows import train as workflow
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
-from tessera.workflows.train import TrainResult, first_contract, make_sample, sampling_source, train
+from tessera.workflows.train import TrainResult, first_contract, train
+from tessera.workflows.training_loop import make_sample, sampling_source
 
 SECTIONS, SIZE = 6, 96
 

@@ -1,10 +1,8 @@
 """Annotated sections to a registered model: checks, a training group, a bundle.
 
-    driver      checks the data, creates the MLflow run, starts the group, registers the bundle
-    worker      samples from Ray Data --> step --> rank 0 validates whole held-out sections --> checkpoint
-    controller  hears every report and alone writes to MLflow
-
-Validation sections are never augmented and never learned from; the threshold is chosen on them.
+driver      checks the data, creates the MLflow run, starts the group, registers the bundle
+worker      training_loop.py
+controller  hears every report and alone writes to MLflow
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,17 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera import __version__
-from tessera.images.augment import rng_for, sample_crop, sample_on_one_thread
 from tessera.images.normalise import estimate_global
-from tessera.images.weights import border_weights, class_weights
-from tessera.metrics.isbi import finish, score_section
 from tessera.model.bundle import Contract, load_contract
-from tessera.model.predictor import predict_volume
-from tessera.model.training import FitPlan, Snapshot, fit
+from tessera.settings.common import RunnerSettings
 from tessera.settings.places import home, input_path
 from tessera.settings.sections import parse_sections
-from tessera.settings.train import AnnotatedSections, DataSettings, LossSettings, TrainSettings
-from tessera.storage.arrays import load_arrays, save_arrays
+from tessera.settings.train import AnnotatedSections, DataSettings, TrainSettings
+from tessera.storage.arrays import load_arrays
 from tessera.storage.volumes import open_volume
 from tessera.tracking.models import register_bundle
 from tessera.tracking.pictures import contact_sheet
@@ -41,6 +35,8 @@ from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
 from tessera.workflows.plain import plain
 from tessera.workflows.progress import following
+from tessera.workflows.synthetic import synthetic_volumes
+from tessera.workflows.training_loop import VALIDATION, Split, training_loop
 
 _log = logging.getLogger(__name__)
 
@@ -102,14 +98,6 @@ def train(settings: TrainSettings) -> TrainResult:
     return TrainResult(name, run.run_id, bundle, model_uri, load_contract(bundle))
 
 
-@dataclass(frozen=True)
-class Split:
-    """Sections learned from, and whole ones held out to choose on; none are held out in a refit."""
-
-    learned: list[AnnotatedSections]
-    held_out: list[AnnotatedSections]
-
-
 def chosen_split(settings: TrainSettings) -> tuple[Split, float | None]:
     """What to learn from, and the threshold that is frozen already: in a refit that of the run it repeats.
 
@@ -150,9 +138,6 @@ def with_absolute_data(settings: TrainSettings) -> TrainSettings:
 
 def synthetic_data(shape: tuple[int, int, int], seed: int) -> DataSettings:
     """The synthetic volume's split: the first half to learn from, a quarter to choose on, a quarter left alone."""
-    from tessera.settings.common import RunnerSettings
-    from tessera.workflows.synthetic import synthetic_volumes
-
     volumes = synthetic_volumes(shape, seed, RunnerSettings("serial"))
     half, three_quarters = shape[0] // 2, shape[0] * 3 // 4
 
@@ -262,152 +247,11 @@ def hear_report(run: Tracker, progress: Path, report: Mapping[str, Any], checkpo
     with progress.open("a") as file:
         file.write(json.dumps({"step": report["step"], **values}) + "\n")
     run.metrics(values, step=int(report["step"]))
-    if checkpoint is not None and (checkpoint / "validation.npz").exists():
-        run.picture("validation", validation_picture(load_arrays(checkpoint / "validation.npz")), int(report["step"]))
+    if checkpoint is not None and (checkpoint / VALIDATION).exists():
+        run.picture("validation", validation_picture(load_arrays(checkpoint / VALIDATION)), int(report["step"]))
 
 
 def validation_picture(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
     """Raw, probability and truth of the first validation section, side by side."""
     panel = {"raw": arrays["raw"], "membrane probability": arrays["probability"], "truth": arrays["membrane"] * 1.0}
     return contact_sheet([panel], [str(arrays["name"])])
-
-
-# A worker.
-
-
-def training_loop(config: dict[str, Any]) -> None:
-    """What every training worker runs."""
-    from tessera.engine.samples import sample_batches
-    from tessera.engine.train import last_checkpoint, rank_and_world, report
-
-    settings, split, contract = config["settings"], config["split"], config["contract"]
-    schedule = settings.schedule
-    rank, world = rank_and_world()
-    shared = sampling_source(settings, contract, load_annotated(split.learned, settings.data))
-    held_out = load_annotated(split.held_out, settings.data) if split.held_out else None
-
-    def batches(first_step: int) -> Iterator[Mapping[str, NDArray[Any]]]:
-        return sample_batches(
-            make_sample,
-            shared,
-            first=first_step * schedule.batch,
-            last=schedule.steps * schedule.batch,
-            rank=rank,
-            world=world,
-            batch_size=schedule.batch // world,
-        )
-
-    def on_checkpoint(snapshot: Snapshot) -> None:
-        if rank != 0:
-            report({})
-            return
-        outcome = validate(snapshot, contract, held_out) if held_out else Validation(contract.threshold, {}, {})
-        final = contract.with_training(outcome.threshold, steps=snapshot.step, validation=outcome.scores)
-
-        def save(folder: Path) -> None:
-            snapshot.save(folder, final)
-            if outcome.arrays:
-                save_arrays(folder / "validation.npz", outcome.arrays)
-
-        report({"step": snapshot.step} | {f"val_{name}": value for name, value in outcome.scores.items()}, save)
-
-    plan = FitPlan(schedule.steps, schedule.log_every, schedule.checkpoint_every, settings.seed)
-    with last_checkpoint() as resume:
-        fit(
-            batches,
-            settings.network,
-            settings.optimiser,
-            plan,
-            on_step=report,
-            on_checkpoint=on_checkpoint,
-            resume=resume,
-        )
-
-
-@dataclass(frozen=True)
-class SamplingSource:
-    """All that a sample depends on besides its index.
-
-    Attributes:
-      images: normalised float32, (y, x), per section.
-      membrane: uint8, (y, x): 1 membrane, 0 cell.
-      weights: float32, (y, x): the border weight map.
-      settings: the run's.
-      input_px: extent of a network input.
-    """
-
-    images: tuple[NDArray[np.float32], ...]
-    membrane: tuple[NDArray[np.uint8], ...]
-    weights: tuple[NDArray[np.float32], ...]
-    settings: TrainSettings
-    input_px: int
-
-
-def sampling_source(settings: TrainSettings, contract: Contract, training: AnnotatedSet) -> SamplingSource:
-    """Normalise the sections and compute their weight maps, once."""
-    return SamplingSource(
-        images=tuple(contract.normalisation.apply(raw) for raw in training.raw),
-        membrane=training.membrane,
-        weights=weight_maps(training.membrane, settings.loss),
-        settings=settings,
-        input_px=settings.network.input_extent(settings.schedule.crop_px),
-    )
-
-
-def weight_maps(membrane: Sequence[NDArray[np.uint8]], loss: LossSettings) -> tuple[NDArray[np.float32], ...]:
-    """The loss weight of every pixel; classes are balanced over all sections together, as in the paper."""
-    maps = [border_weights(1 - section, w0=loss.w0, sigma_px=loss.sigma_px) for section in membrane]
-    if loss.class_balance:
-        pixels = sum(section.size for section in membrane)
-        members = sum(int(section.sum()) for section in membrane)
-        of_membrane, of_cell = class_weights(members, pixels - members)
-        # Each map holds w_c = 1 so far.
-        extra = [np.where(one == 1, of_membrane - 1, of_cell - 1).astype(np.float32) for one in membrane]
-        maps = [border + balance for border, balance in zip(maps, extra, strict=True)]
-    return tuple(maps)
-
-
-def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
-    """The training sample of one global index: a pure function of seed and index."""
-    sample_on_one_thread()
-    rng = rng_for(source.settings.seed, index)
-    section = int(rng.integers(len(source.images)))
-    image, target, weights = sample_crop(
-        rng,
-        source.images[section],
-        source.membrane[section],
-        source.weights[section],
-        (source.input_px, source.input_px),
-        source.settings.augmentation,
-    )
-    margin = (source.input_px - source.settings.schedule.crop_px) // 2
-    scored = slice(margin, source.input_px - margin)
-    return {"image": image, "target": target[scored, scored], "weights": weights[scored, scored]}
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What held-out sections say of a snapshot: the threshold they choose, its scores, and one section to look at."""
-
-    threshold: float | None
-    scores: dict[str, float]
-    arrays: dict[str, NDArray[Any]]
-
-
-def validate(snapshot: Snapshot, contract: Contract, validation: AnnotatedSet) -> Validation:
-    """Score whole held-out sections, predicted by overlap-tile as inference does, and keep the first for a picture."""
-    predict = snapshot.predict()
-    probabilities = [predict_volume(predict, raw[np.newaxis], contract)[0] for raw in validation.raw]
-    scores = finish(
-        [
-            score_section(1.0 - probability, 1 - membrane)
-            for probability, membrane in zip(probabilities, validation.membrane, strict=True)
-        ]
-    )
-    arrays = {
-        "raw": validation.raw[0],
-        "probability": probabilities[0],
-        "membrane": validation.membrane[0],
-        "name": np.array(validation.names[0]),
-    }
-    return Validation(scores.best_threshold, scores.best(), arrays)
