@@ -1,12 +1,13 @@
-# make demo | test | lint | bench | soak. Each sets the environment up first; a second run does not install again.
+# make demo | test | lint | soak | ui. Each sets the environment up first; a second run does not install again.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+TESSERA_HOME ?= $(HOME)/tessera
 READY := $(VENV)/.ready
 CONSTRAINTS := infra/constraints.txt
 
-.PHONY: demo test lint bench soak ui clean
+.PHONY: demo test lint soak ui clean
 
 demo: $(READY)
 	$(BIN)/tessera demo
@@ -24,11 +25,8 @@ lint: $(READY)
 soak: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-bench: $(READY)
-	$(BIN)/python -m pytest tests/benchmarks --benchmarks
-
 ui: $(READY)
-	$(BIN)/tessera ui
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(TESSERA_HOME)/mlflow.db
 
 # uv installs in seconds what takes pip minutes; where pip cannot get it, pip does the work itself.
 $(READY): pyproject.toml $(CONSTRAINTS)
