@@ -79,8 +79,8 @@ def test_no_file_names_a_package_registry_or_a_path_of_one_machine(pattern: str)
     ("pattern", "text"),
     [
         (REGISTRIES, "https://p" + "ypi.org/simple"),
-        (MACHINE_PATHS, "see /ro" + "ot/x"),
-        (MACHINE_PATHS, '"/wo' + 'rk/main"'),
+        (MACHINE_PATHS, "see /" + "root/x"),
+        (MACHINE_PATHS, '"/' + 'work/main"'),
     ],
 )
 def test_the_patterns_find_what_they_are_for(pattern: str, text: str) -> None:
