@@ -7,7 +7,7 @@ that can be wrong with them is said before a worker starts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,11 @@ def _load_one(chosen: AnnotatedSections, data: DataSettings) -> AnnotatedSet:
             f"image {volume.url} has shape {volume.shape}, its labels {labels.url} have {labels.shape}: both must be "
             "z, y, x and equal, or labels would belong to other pixels. Check which stacks were ingested."
         )
+    if volume.dtype.kind not in "uif":
+        raise ValueError(
+            f"image {volume.url} has dtype {volume.dtype}, which is no grey scale: is it the mask? Check which of "
+            "volume and labels is which, or save the image as uint8."
+        )
     if volume.voxel_size_nm is None:
         raise ValueError(f"{volume.url} has no voxel size: give it one with tessera ingest --voxel_size_nm.")
     sections = parse_sections(chosen.sections, volume.shape[0])
@@ -151,8 +156,8 @@ def check_mask_values(sections: Sequence[NDArray[Any]], name: str) -> None:
         )
 
 
-def check_membrane_share(cells: Sequence[NDArray[np.bool_]], name: str) -> None:
-    """Refuse labels of one class, and labels that look inverted.
+def check_membrane_share(cells: Iterable[NDArray[np.bool_]], name: str, switch: str = "--data.invert_labels") -> None:
+    """Refuse labels of one class, and labels that look inverted; `switch` names the setting that inverts them.
 
     Raises:
       ValueError: says which, and the setting that mends it.
@@ -166,5 +171,5 @@ def check_membrane_share(cells: Sequence[NDArray[np.bool_]], name: str) -> None:
     if share > MOST_MEMBRANE:
         raise ValueError(
             f"membrane covers {share:.0%} of the labels {name}: are they inverted (0 = cell)? "
-            "If so, pass --data.invert_labels true; membrane is usually 15-30%."
+            f"If so, pass {switch} true; membrane is usually 15-30%."
         )

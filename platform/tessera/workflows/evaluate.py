@@ -15,7 +15,7 @@ from tessera.settings.places import home, input_path
 from tessera.settings.sections import parse_sections
 from tessera.storage.volumes import Volume
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
-from tessera.workflows.annotated import cells_of_labels
+from tessera.workflows.annotated import cells_of_labels, check_membrane_share
 from tessera.workflows.block_jobs import open_finished
 from tessera.workflows.plain import plain
 from tessera.workflows.predict import KIND as PROBABILITY
@@ -31,6 +31,9 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """
     probability, labels = open_finished(input_path(settings.volume)), open_finished(input_path(settings.labels))
     sections = _scored_sections(settings, probability, labels)
+    # Refused before hours of scoring: against swapped labels every score is a number, and means nothing.
+    cells = (cells_of_labels(_section(labels, z), invert=settings.invert_labels) for z in sections)
+    check_membrane_share(cells, labels.url, "--invert_labels")
     frozen = settings.threshold if settings.threshold is not None else probability.attributes.get("threshold")
     scores = score_volume(probability, labels, sections, frozen, invert=settings.invert_labels)
     result = {
@@ -78,15 +81,18 @@ def _scored_sections(settings: EvaluateSettings, probability: Volume, labels: Vo
             f"{probability.url} is not membrane probability as `tessera predict` writes it (uint8, 255 = membrane). "
             "Give the output of tessera predict as --volume."
         )
-    if probability.shape != labels.shape:
+    if probability.shape != labels.shape or len(labels.shape) != 3:
         raise ValueError(
             f"probability {probability.url} has shape {probability.shape}, the labels {labels.url} have "
-            f"{labels.shape}: voxels would be compared with others. Give the labels of the same volume."
+            f"{labels.shape}: both must be z, y, x and equal, or voxels would be compared with others. Give the labels "
+            "of the same volume."
         )
     chosen = parse_sections(settings.sections, labels.shape[0])
     invalid = [z for z in chosen if z in probability.invalid_sections]
     if invalid and settings.sections is not None:
         raise ValueError(f"sections {invalid} are marked invalid in {probability.url}: leave them out of --sections.")
+    if len(invalid) == len(chosen):
+        raise ValueError(f"every section of {probability.url} is marked invalid: there is nothing to score.")
     return tuple(z for z in chosen if z not in probability.invalid_sections)
 
 

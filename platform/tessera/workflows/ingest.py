@@ -20,6 +20,7 @@ from tessera.geometry.blocks import BlockGrid
 from tessera.geometry.boxes import Box
 from tessera.settings.ingest import IngestSettings
 from tessera.settings.places import input_path, output_path
+from tessera.storage.layouts import legal_layout
 from tessera.storage.ledger import read_rows
 from tessera.storage.stacks import SliceStack, open_stack
 from tessera.storage.volumes import create_volume, open_volume, update_attributes
@@ -37,14 +38,15 @@ def ingest(settings: IngestSettings) -> Path:
     """
     source, output = input_path(settings.source), output_path(settings.output)
     stack = open_stack(source, kind=settings.kind, invert=settings.invert)
+    layout = legal_layout(stack.shape, stack.dtype.itemsize, settings.chunk, settings.shard)
     clear_output(output, settings.overwrite)
     volume = create_volume(
         output,
         stack.shape,
         stack.dtype,
         voxel_size_nm=settings.voxel_size_nm,
-        chunk=settings.chunk,
-        shard=settings.shard,
+        chunk=layout.chunk,
+        shard=layout.shard,
         attributes={"made_by": "ingest", "kind": settings.kind, "source": str(source), "complete": False},
         exist_ok=True,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tessera.model.bundle import Contract, bundle_digest, load_contract
+from tessera.model.bundle import CONTRACT, Contract, bundle_digest, load_contract
 from tessera.settings.places import home
 from tessera.tracking.runs import fetch_artifacts, tracking_uri
 
@@ -44,7 +44,18 @@ def find_model(name: str, uri: str | None) -> FoundModel:
     folder = Path(name).expanduser().absolute()
     if name.startswith("models:/"):
         folder = _cached(fetch_bundle(name, uri))
-    return FoundModel(name, folder, load_contract(folder), bundle_digest(folder))
+    return FoundModel(name, folder, _contract(folder), bundle_digest(folder))
+
+
+def _contract(folder: Path) -> Contract:
+    """The bundle's contract; what its entries raise on their own does not name the file."""
+    try:
+        return load_contract(folder)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / CONTRACT} is damaged: {str(error).rstrip('.')}. Its model's predictions could mean anything. "
+            "Copy the bundle again from the run that trained it, or train anew."
+        ) from error
 
 
 def fetch_bundle(name: str, uri: str | None) -> Path:

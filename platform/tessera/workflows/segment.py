@@ -150,6 +150,8 @@ def _threshold(settings: SegmentSettings, volume: Volume) -> float:
             f"{volume.url} is not membrane probability as `tessera predict` writes it (uint8, 255 = membrane): its "
             "grey values would be cut into cells. Run tessera predict on it first."
         )
+    if len(volume.shape) != 3:
+        raise ValueError(f"{volume.url} has shape {volume.shape}: cells are cut in z, y, x. Save one channel of it.")
     threshold = settings.threshold if settings.threshold is not None else volume.attributes.get("threshold")
     if threshold is None:
         raise ValueError(f"no threshold is known for {volume.url}: its model chose none. Try --threshold 0.5.")
