@@ -5,6 +5,7 @@ The driver creates the run; whoever reports writes with the id it was given. The
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import tempfile
@@ -112,7 +113,8 @@ def tracked_run(
     """
     client = _client(uri)
     if resume is None or not has_run(uri, resume):
-        run = client.create_run(_experiment_id(client, uri, experiment, home), run_name=name, tags=dict(tags))
+        seen = {"mlflow.source.name": f"tessera {tags.get('tessera.workflow', '')}".strip(), **_user()}
+        run = client.create_run(_experiment_id(client, uri, experiment, home), run_name=name, tags={**seen, **tags})
         tracker = Tracker(uri, run.info.run_id)
         _log_params(tracker, params)
     else:
@@ -134,7 +136,16 @@ def _experiment_id(client: Any, uri: str, name: str, home: Path) -> str:
         return str(found.experiment_id)
     # Without a location of its own a local database would put artifacts into the current folder.
     location = (home / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-    return str(client.create_experiment(name, artifact_location=location))
+    # The kind decides which pages the UI opens with: training runs, or those for chat agents.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return str(client.create_experiment(name, artifact_location=location, tags=kind))
+
+
+def _user() -> dict[str, str]:
+    try:
+        return {"mlflow.user": getpass.getuser()}
+    except (OSError, KeyError):  # a container's user may have no name
+        return {}
 
 
 def _log_params(tracker: Tracker, params: Mapping[str, Any]) -> None:
