@@ -109,9 +109,11 @@ def test_missing_and_black_sections_are_told_and_marked(
     assert not _voxels(volume)[3].any() and np.array_equal(_voxels(volume)[4], GREY[4])
 
 
-def test_a_section_black_in_one_shard_only_is_valid(capsys: Capsys, tmp_path: Path) -> None:
+def test_a_section_that_is_constant_in_each_shard_but_not_over_all_is_valid(capsys: Capsys, tmp_path: Path) -> None:
     stack = GREY.copy()
-    stack[6, :32, :32] = 0
+    stack[5, :32, :32] = stack[6] = stack[7] = 0
+    stack[6, 32:, 32:] = 9
+    stack[7, :32, :32] = 9
     assert _ingested(capsys, _tiff(tmp_path / "a.tif", stack), "v", *LAYOUT).invalid_sections == frozenset()
 
 
