@@ -13,7 +13,6 @@ import tifffile
 from clusters import Cluster, running_cluster
 
 from tessera.geometry.boxes import Box
-from tessera.settings.common import RunnerSettings
 from tessera.settings.ingest import IngestSettings
 from tessera.storage.volumes import open_volume
 from tessera.workflows.ingest import ingest
@@ -83,10 +82,9 @@ def ingested(cluster: Cluster, submitted: set[Path]) -> Job:
     tifffile.imwrite(cluster.folder / "raw.tif", raw, photometric="minisblack")
     tifffile.imwrite(cluster.folder / "labels.tif", labels, photometric="minisblack")
     volumes = cluster.tessera_home / "volumes"
-    serial = RunnerSettings("serial")
     ingest(
         IngestSettings(
-            str(cluster.folder / "labels.tif"), str(volumes / "labels.zarr"), VOXEL_SIZE_NM, "labels", runner=serial
+            str(cluster.folder / "labels.tif"), str(volumes / "labels.zarr"), VOXEL_SIZE_NM, "labels", engine="serial"
         )
     )
     source, size = str(cluster.folder / "raw.tif"), "[50,4,4]"

@@ -21,7 +21,7 @@ from tessera.workflows.predict import KIND
 from volumes import grey, mask, put_volume
 
 SHAPE = (6, 32, 40)
-SERIAL = ("--runner.engine", "serial", "--runner.attempts", "1")
+SERIAL = ("--engine", "serial", "--attempts", "1")
 Capsys = pytest.CaptureFixture[str]
 Refuse = Callable[..., str]
 

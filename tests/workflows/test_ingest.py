@@ -43,7 +43,7 @@ def _pngs(folder: Path, stack: NDArray[Any]) -> Path:
 
 
 def _words(source: Path | str, output: str = "v", *more: str) -> list[str]:
-    runner = [] if "--runner.engine" in more else ["--runner.engine", "serial", "--runner.attempts", "1"]
+    runner = [] if "--engine" in more else ["--engine", "serial", "--attempts", "1"]
     size = [] if "--voxel_size_nm" in more else ["--voxel_size_nm", "[50,4,4]"]
     return ["ingest", "--source", str(source), "--output", output, *size, *runner, *more]
 
@@ -80,7 +80,7 @@ def test_a_tiff_and_its_slices_become_equal_volumes(capsys: Capsys, tmp_path: Pa
 def test_a_volume_made_on_ray_is_the_one_made_serially(capsys: Capsys, tmp_path: Path, ray_session: None) -> None:
     source = _tiff(tmp_path / "a.tif", GREY)
     serial = _ingested(capsys, source, "serial", *LAYOUT)
-    on_ray = _ingested(capsys, source, "ray", *LAYOUT, "--runner.engine", "ray", "--runner.workers", "2")
+    on_ray = _ingested(capsys, source, "ray", *LAYOUT, "--engine", "ray", "--workers", "2")
     _assert_is_grey(on_ray)
     checksums = [sorted((row.block, row.status, row.checksum) for row in read_rows(v.url)) for v in (serial, on_ray)]
     assert checksums[0] == checksums[1] and len(checksums[0]) == SHARDS

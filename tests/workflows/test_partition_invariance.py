@@ -14,7 +14,6 @@ from oracles import same_up_to_renaming
 from tessera.geometry.blocks import BlockGrid
 from tessera.images.quantise import quantise
 from tessera.model.predictor import load_predictor, predict_box, predict_volume
-from tessera.settings.common import RunnerSettings
 from tessera.settings.predict import PredictSettings, parse_roi
 from tessera.settings.segment import SegmentSettings
 from tessera.storage.volumes import create_volume, open_volume, update_attributes
@@ -23,7 +22,7 @@ from tessera.workflows.segment import segment
 
 SHAPE = (5, 83, 121)
 LAYOUT = {"chunk": (2, 16, 16), "shard": (2, 32, 32)}
-SERIAL = RunnerSettings("serial")
+SERIAL = {"engine": "serial"}
 
 
 @pytest.fixture(scope="module", params=["valid", "same"])
@@ -99,7 +98,7 @@ def test_blocks_equal_whole_sections_before_quantisation(
 def test_serial_jobs_give_whole_section_voxels(
     volume: Path, bundle: Path, raw: np.ndarray, tmp_path: Path, chosen: dict[str, Any]
 ) -> None:
-    stored = _predict(volume, bundle, tmp_path / "out.zarr", runner=SERIAL, **chosen)
+    stored = _predict(volume, bundle, tmp_path / "out.zarr", **SERIAL, **chosen)
     _assert_same_voxels(stored, _whole(bundle, raw))
 
 
@@ -107,7 +106,7 @@ def test_a_region_at_an_odd_offset_equals_the_whole_run_s_crop(
     volume: Path, bundle: Path, raw: np.ndarray, tmp_path: Path
 ) -> None:
     text = "1:5,7:72,13:118"
-    stored = _predict(volume, bundle, tmp_path / "roi.zarr", roi=text, tile=(1, 24, 40), runner=SERIAL)
+    stored = _predict(volume, bundle, tmp_path / "roi.zarr", roi=text, tile=(1, 24, 40), **SERIAL)
     _assert_same_voxels(stored, _whole(bundle, raw)[parse_roi(text, SHAPE).slices])
     assert open_volume(tmp_path / "roi.zarr").invalid_sections == {2}
 
@@ -117,8 +116,7 @@ def test_actors_give_whole_section_voxels(
     ray_session: None, volume: Path, raw: np.ndarray, tmp_path: Path, workers: int, padding: Any
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", padding)
-    runner = RunnerSettings("ray", workers=workers)
-    stored = _predict(volume, bundle, tmp_path / "out.zarr", tile=(1, 32, 48), runner=runner)
+    stored = _predict(volume, bundle, tmp_path / "out.zarr", tile=(1, 32, 48), workers=workers)
     _assert_same_voxels(stored, _whole(bundle, raw))
 
 
@@ -167,7 +165,7 @@ def test_stitched_cells_equal_whole_sections(
     path, stored = membranes
     out = segment(
         SegmentSettings(
-            str(path), str(tmp_path / "cells.zarr"), connectivity=connectivity, block=block, runner=SERIAL, **LAYOUT
+            str(path), str(tmp_path / "cells.zarr"), connectivity=connectivity, block=block, **SERIAL, **LAYOUT
         )
     )
     _assert_same_cells(out, _cells(stored, connectivity))
@@ -177,9 +175,9 @@ def test_cells_on_ray_equal_the_serial_run_id_by_id(
     ray_session: None, membranes: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
     path, stored = membranes
-    runs = {"serial": SERIAL, "ray": RunnerSettings("ray", workers=2)}
+    runs = {"serial": SERIAL, "ray": {"workers": 2}}
     outputs = {
-        name: segment(SegmentSettings(str(path), str(tmp_path / f"{name}.zarr"), runner=runner, **LAYOUT))
+        name: segment(SegmentSettings(str(path), str(tmp_path / f"{name}.zarr"), **runner, **LAYOUT))
         for name, runner in runs.items()
     }
     _assert_same_cells(outputs["ray"], _cells(stored, 4))
@@ -191,4 +189,4 @@ def test_half_written_probability_is_refused(membranes: tuple[Path, np.ndarray],
     path, _ = membranes
     update_attributes(path, complete=False)
     with pytest.raises(ValueError, match=r"only half-written.*Run the command that makes it again"):
-        segment(SegmentSettings(str(path), str(tmp_path / "cells.zarr"), runner=SERIAL))
+        segment(SegmentSettings(str(path), str(tmp_path / "cells.zarr"), **SERIAL))

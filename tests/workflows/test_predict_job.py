@@ -38,7 +38,7 @@ def volume(home: Path) -> Path:
 
 
 def _predict(bundle: Path, *more: str) -> int:
-    serial = ["--runner.engine", "serial", "--runner.attempts", "1"]
+    serial = ["--engine", "serial", "--attempts", "1"]
     layout = ["--shard", "[2, 32, 32]", "--chunk", "[2, 32, 32]"]
     return main(["predict", "--volume", "raw", "--model", str(bundle), "--output", "out", *serial, *layout, *more])
 

@@ -47,7 +47,7 @@ def explain(message: str, command: str, settings: type) -> str:
     if found := _UNKNOWN_OPTION.search(message):
         return f"{command} has no option --{found[1]}. {_nearest(found[1], known, '--')}"
     if found := _UNKNOWN_WORD.search(message):
-        first = fields(settings)[0].name
+        first = next(field.name for field in fields(settings) if not field.kw_only)
         return f"{command} cannot tell what {found[1]} is: each value follows its option. Try --{first} {found[1]}."
     if found := _MISSING_VALUE.search(message):
         return f"--{found[1]} needs a value after it: give {expectation(known.get(found[1], str))}."

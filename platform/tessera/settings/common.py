@@ -25,9 +25,9 @@ class TrackingSettings:
             raise ValueError("tracking.experiment is empty: runs need a place to be found in. Try 'tessera'.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunnerSettings:
-    """How blocks are run.
+    """How blocks are run: the part that all block workflows have in common.
 
     Args:
       engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
@@ -42,8 +42,7 @@ class RunnerSettings:
     def __post_init__(self) -> None:
         if self.workers < 0 or self.attempts < 1:
             raise ValueError(
-                f"runner.workers={self.workers} must be at least 0 and runner.attempts={self.attempts} at least 1. "
-                "Try 0 and 3."
+                f"workers={self.workers} must be at least 0 and attempts={self.attempts} at least 1. Try 0 and 3."
             )
 
 

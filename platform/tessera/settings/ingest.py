@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
@@ -10,7 +10,7 @@ from tessera.settings.common import RunnerSettings, check_layout
 
 
 @dataclass(frozen=True)
-class IngestSettings:
+class IngestSettings(RunnerSettings):
     """Turn a multi-page TIFF, or a folder of numbered TIFF/PNG slices, into a sharded OME-Zarr volume.
 
     Args:
@@ -22,7 +22,9 @@ class IngestSettings:
       chunk: voxels a reader decodes at once, z, y, x; null chooses.
       shard: voxels one task writes as one object; a multiple of the chunk; null chooses.
       overwrite: delete an earlier volume of that name first, if tessera made it.
-      runner: serial or on Ray, with how many workers.
+      engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
+      workers: number of actors; 0 chooses one per GPU, else one per 8 cores.
+      attempts: tries a block gets before it is listed as failed and the rest goes on.
     """
 
     source: str = ""
@@ -33,9 +35,9 @@ class IngestSettings:
     chunk: tuple[int, int, int] | None = None
     shard: tuple[int, int, int] | None = None
     overwrite: bool = False
-    runner: RunnerSettings = field(default_factory=RunnerSettings)
 
     def __post_init__(self) -> None:
+        RunnerSettings.__post_init__(self)
         for name in ("source", "output"):
             if not getattr(self, name):
                 raise ValueError(

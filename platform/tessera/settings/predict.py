@@ -13,7 +13,7 @@ _RANGE = re.compile(r"\s*(\d*)\s*:\s*(\d*)\s*")
 
 
 @dataclass(frozen=True)
-class PredictSettings:
+class PredictSettings(RunnerSettings):
     """Predict membrane probability for a whole volume, block by block, into OME-Zarr.
 
     Args:
@@ -27,7 +27,9 @@ class PredictSettings:
       shard: voxels per output object; null chooses.
       accept_mismatch: go on although the volume does not fit the model's contract.
       overwrite: delete an earlier output of that name first, if tessera made it.
-      runner: serial or on Ray, with how many workers.
+      engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
+      workers: number of actors; 0 chooses one per GPU, else one per 8 cores.
+      attempts: tries a block gets before it is listed as failed and the rest goes on.
       tracking: where MLflow keeps the run.
     """
 
@@ -41,10 +43,10 @@ class PredictSettings:
     shard: tuple[int, int, int] | None = None
     accept_mismatch: bool = False
     overwrite: bool = False
-    runner: RunnerSettings = field(default_factory=RunnerSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:
+        RunnerSettings.__post_init__(self)
         for name, example in (("volume", "my-volume"), ("model", "models:/tessera-unet/1"), ("output", "my-membranes")):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not given. Try --{name} {example}.")

@@ -10,7 +10,7 @@ from tessera.settings.places import check_apart
 
 
 @dataclass(frozen=True)
-class SegmentSettings:
+class SegmentSettings(RunnerSettings):
     """Cut membrane probability into cells: 2D components per section, stitched over blocks.
 
     Args:
@@ -22,7 +22,9 @@ class SegmentSettings:
       chunk: voxels a reader of the output decodes at once; null chooses.
       shard: voxels per output object; null chooses.
       overwrite: delete an earlier output of that name first, if tessera made it.
-      runner: serial or on Ray, with how many workers.
+      engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
+      workers: number of actors; 0 chooses one per GPU, else one per 8 cores.
+      attempts: tries a block gets before it is listed as failed and the rest goes on.
       tracking: where MLflow keeps the run.
     """
 
@@ -34,10 +36,10 @@ class SegmentSettings:
     chunk: tuple[int, int, int] | None = None
     shard: tuple[int, int, int] | None = None
     overwrite: bool = False
-    runner: RunnerSettings = field(default_factory=RunnerSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:
+        RunnerSettings.__post_init__(self)
         for name, example in (("volume", "my-membranes"), ("output", "my-cells")):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not given. Try --{name} {example}.")

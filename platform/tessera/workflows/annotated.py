@@ -130,7 +130,7 @@ def cells_of_labels(labels: NDArray[Any], *, invert: bool = False) -> NDArray[np
     Raises:
       ValueError: the labels are not whole numbers.
     """
-    if labels.dtype.kind not in "bui":
+    if labels.dtype.kind not in ("b", "u", "i"):
         raise ValueError(
             f"labels of dtype {labels.dtype} are not whole numbers: labels are names, not amounts. "
             "Save them as uint8 with 0 for membrane and 255 for cell."

@@ -78,20 +78,20 @@ def run_demo(settings: DemoSettings) -> DemoResult:
     shape = (settings.sections, settings.size, settings.size)
     name = time.strftime("demo-%Y%m%d-%H%M%S")
     held_out = f"{settings.sections * 3 // 4}-{settings.sections - 1}"
-    runner = RunnerSettings("ray", workers=2)
+    workers = 2
     _log.info("1/5 making the synthetic volume, %s voxels", "x".join(map(str, shape)))
-    truth = synthetic_volumes(shape, SEED, RunnerSettings("serial"))
-    with session(runner):
+    truth = synthetic_volumes(shape, SEED, RunnerSettings(engine="serial"))
+    with session(RunnerSettings()):
         _log.info("2/5 training on its first half, choosing the threshold on the quarter after it")
         trained = train(_train_settings(settings, shape, name))
         _log.info("3/5 predicting the whole volume on 2 workers")
         membranes = predict(
             PredictSettings(
-                str(truth.raw), trained.model_uri, f"{name}-membranes", runner=runner, tracking=settings.tracking
+                str(truth.raw), trained.model_uri, f"{name}-membranes", workers=workers, tracking=settings.tracking
             )
         )
         _log.info("4/5 cutting it into cells")
-        cells = segment(SegmentSettings(str(membranes), f"{name}-cells", runner=runner, tracking=settings.tracking))
+        cells = segment(SegmentSettings(str(membranes), f"{name}-cells", workers=workers, tracking=settings.tracking))
     _log.info("5/5 scoring sections %s, which nothing has seen", held_out)
     scores = evaluate(EvaluateSettings(str(membranes), str(truth.labels), held_out, tracking=settings.tracking))
     raw = smoothed_raw_score(truth, scores["sections"])

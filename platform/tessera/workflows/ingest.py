@@ -52,7 +52,7 @@ def ingest(settings: IngestSettings) -> Path:
     )
     grid = BlockGrid(volume.shape, volume.shard)
     _log.info("%s: %s %s in %d shards", output, "x".join(map(str, volume.shape)), volume.dtype, len(grid))
-    run_block_job(output, grid, partial(_make_worker, stack, output), _facts(settings, source, stack), settings.runner)
+    run_block_job(output, grid, partial(_make_worker, stack, output), _facts(settings, source, stack), settings)
     invalid = sorted({*stack.missing, *_blank_sections(output, grid)}) if settings.kind == "image" else []
     _tell_invalid(stack, invalid)
     update_attributes(output, complete=True, invalid_sections=invalid)

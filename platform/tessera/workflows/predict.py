@@ -84,7 +84,7 @@ def predict(settings: PredictSettings) -> Path:
     earlier = open_volume(plan.output).attributes.get("run_id")
     with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=earlier) as run:
         update_attributes(plan.output, run_id=run.run_id)
-        report = run_block_job(plan.output, grid, partial(make_block_worker, plan), facts, settings.runner)
+        report = run_block_job(plan.output, grid, partial(make_block_worker, plan), facts, settings)
         _record(run, plan, model, report)
     return plan.output
 

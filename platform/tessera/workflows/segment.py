@@ -77,18 +77,18 @@ def segment(settings: SegmentSettings) -> Path:
     name = f"segment {plan.output.name}"
     earlier = open_volume(plan.output).attributes.get("run_id")
     with (
-        session(settings.runner),
+        session(settings),
         tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=earlier) as run,
     ):
         update_attributes(plan.output, run_id=run.run_id)
-        faces = run_block_job(plan.output, grid, partial(_make_face_worker, plan), facts, settings.runner, stage=FACES)
+        faces = run_block_job(plan.output, grid, partial(_make_face_worker, plan), facts, settings, stage=FACES)
         numbering = number_cells(plan, grid)
         labels = run_block_job(
             plan.output,
             grid,
             partial(_make_label_worker, plan),
             facts,
-            settings.runner,
+            settings,
             item=lambda index: (grid.box(index), numbering.lookup(index)),
         )
         update_attributes(plan.output, complete=True, cells=numbering.total)

@@ -138,7 +138,7 @@ def with_absolute_data(settings: TrainSettings) -> TrainSettings:
 
 def synthetic_data(shape: tuple[int, int, int], seed: int) -> DataSettings:
     """The synthetic volume's split: the first half to learn from, a quarter to choose on, a quarter left alone."""
-    volumes = synthetic_volumes(shape, seed, RunnerSettings("serial"))
+    volumes = synthetic_volumes(shape, seed, RunnerSettings(engine="serial"))
     half, three_quarters = shape[0] // 2, shape[0] * 3 // 4
 
     def part(sections: str) -> list[AnnotatedSections]:
