@@ -81,6 +81,14 @@ def test_a_model_that_is_not_registered_is_named(uri: str) -> None:
         fetch_artifacts(uri, "models:/nothing/1")
 
 
+def test_a_uri_that_no_store_speaks_is_refused(home: Path) -> None:
+    with (
+        pytest.raises(ValueError, match=r"tracking\.uri=nonsense://x cannot be used.*Try null"),
+        _run("nonsense://x", home),
+    ):
+        pass
+
+
 def test_a_tracker_is_a_plain_value() -> None:
     import pickle
 

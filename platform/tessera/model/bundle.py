@@ -87,6 +87,10 @@ class Contract:
             )
         except KeyError as missing:
             raise ValueError(f"contract entry {missing} is missing: the bundle is damaged. Export it again.") from None
+        except (TypeError, AttributeError) as wrong:
+            raise ValueError(
+                f"a contract entry is malformed ({wrong}): the bundle is damaged. Export it again."
+            ) from None
 
     def with_training(self, threshold: float | None, **facts: Any) -> Contract:
         """This contract with a chosen threshold and further provenance."""

@@ -27,8 +27,11 @@ class OptimiserSpec:
     warmup_steps: int = 50
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate} must be positive: nothing would move. Try 1e-3.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(
+                f"learning_rate={self.learning_rate} must be positive and finite: weights would not move, or fly off. "
+                "Try 1e-3."
+            )
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum} must lie in [0, 1): sgd would diverge. Try 0.99.")
         if self.warmup_steps < 0:

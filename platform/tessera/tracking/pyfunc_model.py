@@ -5,6 +5,7 @@ MLflow copies this file beside the bundle and runs it when the model is loaded; 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,25 @@ import mlflow
 import numpy as np
 from mlflow.pyfunc import PythonModel
 
+with warnings.catch_warnings():
+    # MLflow asks for type hints to guess a signature from; the bundle is logged with one.
+    warnings.simplefilter("ignore", UserWarning)
 
-class BundleModel(PythonModel):
-    """Predicts whole sections, mirrored at their edges, with the bundle's own normalisation."""
+    class BundleModel(PythonModel):
+        """Predicts whole sections, mirrored at their edges, with the bundle's own normalisation."""
 
-    def load_context(self, context: Any) -> None:
-        """Load the bundle from the model's artifacts."""
-        from tessera.model.predictor import load_predictor
+        def load_context(self, context: Any) -> None:
+            """Load the bundle from the model's artifacts."""
+            from tessera.model.predictor import load_predictor
 
-        self.membrane, self.contract = load_predictor(Path(context.artifacts["weights_keras"]).parent)
+            self.membrane, self.contract = load_predictor(Path(context.artifacts["weights_keras"]).parent)
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # hints would become a schema
-        """Membrane probability, float32, of raw sections (z, y, x)."""
-        from tessera.model.predictor import predict_volume
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # hints would become a schema
+            """Membrane probability, float32, of raw sections (z, y, x)."""
+            from tessera.model.predictor import predict_volume
 
-        raw = model_input["raw"] if isinstance(model_input, dict) else model_input
-        return predict_volume(self.membrane, np.asarray(raw), self.contract)
+            raw = model_input["raw"] if isinstance(model_input, dict) else model_input
+            return predict_volume(self.membrane, np.asarray(raw), self.contract)
 
 
 mlflow.models.set_model(BundleModel())

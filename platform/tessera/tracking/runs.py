@@ -18,6 +18,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 MAX_PARAM_LENGTH = 6000
+_URI_HINT = "Try null for a file under TESSERA_HOME, or http://HOST:5000 for a server that runs."
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,7 @@ def tracked_run(
     client = _client(uri)
     if resume is None or not has_run(uri, resume):
         seen = {"mlflow.source.name": f"tessera {tags.get('tessera.workflow', '')}".strip(), **_user()}
-        run = client.create_run(_experiment_id(client, uri, experiment, home), run_name=name, tags={**seen, **tags})
-        tracker = Tracker(uri, run.info.run_id)
+        tracker = _begin(uri, experiment, name, {**seen, **tags}, home)
         _log_params(tracker, params)
     else:
         client.update_run(resume, status="RUNNING")
@@ -128,6 +128,17 @@ def tracked_run(
         client.set_terminated(tracker.run_id, status)
         raise
     client.set_terminated(tracker.run_id, "FINISHED")
+
+
+def _begin(uri: str, experiment: str, name: str, tags: Mapping[str, str], home: Path) -> Tracker:
+    from mlflow.exceptions import MlflowException
+
+    client = _client(uri)
+    try:
+        run = client.create_run(_experiment_id(client, uri, experiment, home), run_name=name, tags=dict(tags))
+    except MlflowException as error:
+        raise ConnectionError(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}") from error
+    return Tracker(uri, run.info.run_id)
 
 
 def _experiment_id(client: Any, uri: str, name: str, home: Path) -> str:
@@ -173,10 +184,14 @@ def flattened(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except MlflowException as error:
+        raise ValueError(f"tracking.uri={uri} cannot be used: {error}. {_URI_HINT}") from error
 
 
 def fetch_artifacts(uri: str, model_uri: str) -> Path:

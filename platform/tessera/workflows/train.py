@@ -163,7 +163,9 @@ def check_disjoint(data: DataSettings) -> None:
 
 
 def _section_keys(part: AnnotatedSections) -> list[tuple[str, int]]:
-    return [(part.volume, z) for z in parse_sections(part.sections, open_volume(part.volume).shape[0])]
+    return [
+        (str(Path(part.volume).resolve()), z) for z in parse_sections(part.sections, open_volume(part.volume).shape[0])
+    ]
 
 
 def first_contract(settings: TrainSettings, training: AnnotatedSet) -> Contract:
