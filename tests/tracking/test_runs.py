@@ -76,9 +76,9 @@ def test_pictures_are_logged_at_their_step(uri: str, home: Path) -> None:
     assert any("validation" in name and "5" in name for name in names), names
 
 
-def test_a_model_that_is_not_registered_is_named(uri: str) -> None:
+def test_a_model_that_is_not_registered_is_named(uri: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="models:/nothing/1 is not in the registry"):
-        fetch_artifacts(uri, "models:/nothing/1")
+        fetch_artifacts(uri, "models:/nothing/1", tmp_path)
 
 
 def test_a_uri_that_no_store_speaks_is_refused(home: Path) -> None:

@@ -8,25 +8,36 @@ from typing import Literal
 from tessera.engine.blocks import WorkerPool
 
 
-def block_pool(workers: int, cpus: float, gpus: float) -> WorkerPool:
-    """A pool for block work on a cluster of `cpus` and `gpus`; 0 workers means: choose.
+@dataclass(frozen=True, slots=True)
+class ClusterSize:
+    """What a cluster has: logical CPUs and GPUs in all, and the CPUs of its largest node, which no worker can pass."""
+
+    cpus: float
+    gpus: float
+    node_cpus: float
+
+
+def block_pool(workers: int, cluster: ClusterSize) -> WorkerPool:
+    """A pool for block work; 0 workers means: choose.
 
     One worker per GPU where there are GPUs; else one per 8 cores, because one network on 8 cores shares its weights
     and wastes no import, while a second one would only compete with it.
 
-    >>> block_pool(0, cpus=16, gpus=0).workers, block_pool(0, cpus=2, gpus=0).cpus
-    (2, 2.0)
+    >>> block_pool(0, ClusterSize(16, 0, node_cpus=8)), block_pool(0, ClusterSize(2, 0, 2)).cpus
+    (WorkerPool(workers=2, cpus=8.0, gpus=0.0, in_flight=2), 2.0)
 
     Raises:
       ValueError: more workers than the cluster can ever run.
     """
+    cpus, gpus = cluster.cpus, cluster.gpus
     if workers > max(cpus, gpus):
         raise ValueError(
             f"workers={workers} is more than this cluster's {cpus:g} CPUs can ever run at once. "
             f"Try workers={int(cpus)}."
         )
     count = workers or int(gpus) or max(1, int(cpus) // 8)
-    return WorkerPool(count, cpus=float(max(1, int(cpus // count))), gpus=1.0 if 0 < count <= gpus else 0.0)
+    share = max(1, int(min(cpus // count, cluster.node_cpus)))
+    return WorkerPool(count, cpus=float(share), gpus=1.0 if 0 < count <= gpus else 0.0)
 
 
 _LEAST_CPUS = 0.5
@@ -40,15 +51,16 @@ class TrainShare:
     gpu: bool
 
 
-def train_share(workers: int, use_gpu: Literal["auto", "yes", "no"], cpus: float, gpus: float) -> TrainShare:
+def train_share(workers: int, use_gpu: Literal["auto", "yes", "no"], cluster: ClusterSize) -> TrainShare:
     """A training worker's share of a cluster, with CPUs left for Ray Data, which feeds it.
 
-    >>> train_share(1, "auto", cpus=2, gpus=0).cpus, train_share(2, "auto", cpus=2, gpus=0).cpus
+    >>> train_share(1, "auto", ClusterSize(2, 0, 2)).cpus, train_share(2, "auto", ClusterSize(2, 0, 2)).cpus
     (1.0, 0.5)
 
     Raises:
       ValueError: GPUs were asked for and are not there, or the workers can never run together.
     """
+    cpus, gpus = cluster.cpus, cluster.gpus
     if use_gpu == "yes" and gpus < workers:
         raise ValueError(
             f"use_gpu=yes with {workers} workers, but this cluster has {gpus:g} GPUs. "
@@ -61,6 +73,5 @@ def train_share(workers: int, use_gpu: Literal["auto", "yes", "no"], cpus: float
             f"workers={workers} is more than this cluster's {cpus:g} CPUs can ever give: each needs {_LEAST_CPUS}, and "
             f"Ray Data one beside them. Try --resources.workers {max(1, most)}."
         )
-    return TrainShare(
-        max(_LEAST_CPUS, min(8.0, (cpus - for_data) / workers)), gpu=use_gpu != "no" and gpus >= workers and gpus > 0
-    )
+    share = max(_LEAST_CPUS, min(8.0, cluster.node_cpus, (cpus - for_data) / workers))
+    return TrainShare(share, gpu=use_gpu != "no" and gpus >= workers and gpus > 0)

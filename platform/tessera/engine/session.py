@@ -18,6 +18,8 @@ from typing import Any
 
 import ray
 
+from tessera.engine.placement import ClusterSize
+
 _log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -81,7 +83,8 @@ def _imported_by_default() -> Path | None:
     return Path(answer.stdout.strip()).resolve() if answer.returncode == 0 else None
 
 
-def cluster_size() -> tuple[float, float]:
-    """CPUs and GPUs of the connected cluster."""
+def cluster_size() -> ClusterSize:
+    """What the connected cluster has."""
     resources = ray.cluster_resources()
-    return float(resources.get("CPU", 1.0)), float(resources.get("GPU", 0.0))
+    nodes = [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
+    return ClusterSize(float(resources.get("CPU", 1.0)), float(resources.get("GPU", 0.0)), max(nodes))

@@ -17,7 +17,7 @@ class IngestSettings(RunnerSettings):
       source: the TIFF file or the folder.
       output: name of the volume (under TESSERA_HOME/volumes) or a path ending in .zarr.
       voxel_size_nm: z, y, x in nanometres, such as [50, 4, 4].
-      kind: image, or labels (colours become ids; values are never interpolated or inverted).
+      kind: image, or labels (colours become ids, and values are never interpolated).
       invert: force (true) or forbid (false) inverting grey values; null follows the file (MINISWHITE is inverted).
       chunk: voxels a reader decodes at once, z, y, x; null chooses.
       shard: voxels one task writes as one object; a multiple of the chunk; null chooses.

@@ -29,7 +29,7 @@ def output_path(name: str, suffix: str = ".zarr") -> Path:
 
 
 def input_path(name: str) -> Path:
-    """Where an input of this name lies: as a path if it exists, else a volume under `TESSERA_HOME/volumes`.
+    """Where an input of this name lies: a bare name under `TESSERA_HOME/volumes` first, then as a path.
 
     Raises:
       ValueError: the name is empty.
@@ -40,7 +40,9 @@ def input_path(name: str) -> Path:
     if "://" in name:
         raise ValueError(f"{name} is a URL: object stores are not supported yet. Copy the volume to a local disk.")
     given = Path(name).expanduser()
-    candidates = dict.fromkeys([given, home() / "volumes" / given, home() / "volumes" / f"{given}.zarr"])
+    volumes = home() / "volumes"
+    named = [volumes / f"{given}.zarr", volumes / given] if len(given.parts) == 1 else []
+    candidates = dict.fromkeys([*named, given])
     for path in candidates:
         if path.exists():
             return path.absolute()

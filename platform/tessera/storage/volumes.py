@@ -221,6 +221,7 @@ def create_volume(
     attributes: Mapping[str, Any] | None = None,
     name: str | None = None,
     channels: Sequence[str] = (),
+    translation_nm: Sequence[float] | None = None,
     exist_ok: bool = False,
 ) -> Volume:
     """Create an OME-Zarr 0.5 image with one sharded level "0", filled with zeros, and open it for writing.
@@ -238,6 +239,7 @@ def create_volume(
       attributes: JSON values for the `tessera` attribute; `version` and `id` are added.
       name: the image's name; the folder's by default.
       channels: names along c.
+      translation_nm: where voxel 0 lies, z, y, x, in the coordinates of the volume it was cut from; None is the origin.
       exist_ok: open a volume of ours that is already there, if shape, dtype, layout and voxel size agree.
 
     Raises:
@@ -250,9 +252,10 @@ def create_volume(
     size = None if voxel_size_nm is None else check_voxel_size(voxel_size_nm)
     own = {"version": __version__, "id": os.urandom(8).hex(), **_checked_json(attributes or {})}
     axes = AXES[len(extents) - 3]
-    ome = ome_attributes(axes, [Level("0", size)], name=name or folder.name, channels=channels)
+    place = None if translation_nm is None else (translation_nm[0], translation_nm[1], translation_nm[2])
+    ome = ome_attributes(axes, [Level("0", size, place)], name=name or folder.name, channels=channels)
     if folder.exists() and not _is_empty_folder(folder):
-        return _reopen(folder, extents, kind, layout, size, exist_ok)
+        return _checked_origin(_reopen(folder, extents, kind, layout, size, exist_ok), own)
     draft = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
     try:
         _write_draft(draft, extents, kind, layout, {"ome": ome, "tessera": own})
@@ -319,6 +322,18 @@ def _reopen(
             f"{folder} is a volume with {'; '.join(differing)}: two jobs' results would be mixed. Give another output, "
             "or say `--overwrite true`."
         )
+    return volume
+
+
+def _checked_origin(volume: Volume, wanted: Mapping[str, Any]) -> Volume:
+    """Refuse a volume that something else made: its attributes would go on telling what its voxels no longer are."""
+    for name in ("made_by", "kind"):
+        found = volume.attributes.get(name)
+        if found != wanted.get(name):
+            raise FileExistsError(
+                f"{volume.url} is a volume with {name} {found}, not {wanted.get(name)}: it would be overwritten. Give "
+                "another output, or say `--overwrite true`."
+            )
     return volume
 
 

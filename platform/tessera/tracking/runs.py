@@ -8,7 +8,6 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,15 +73,31 @@ class Tracker:
             client.set_tag(other_run_id, f"tessera.{relation}_of.{self.run_id[:8]}", self.run_id)
 
 
-def has_run(uri: str, run_id: str) -> bool:
-    """Whether this server knows the run."""
+def check_tracking(uri: str) -> None:
+    """Make sure that runs can be kept at `uri`, before any work starts.
+
+    Raises:
+      ValueError: no store speaks this URI.
+      ConnectionError: the server does not answer.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
-        _client(uri).get_run(run_id)
-    except MlflowException:
-        return False
-    return True
+        _client(uri).search_experiments(max_results=1)
+    except MlflowException as error:
+        raise ConnectionError(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}") from error
+
+
+def has_run(uri: str, run_id: str) -> bool:
+    """Whether this server knows the run and nobody deleted it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(_client(uri).get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise ConnectionError(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}") from error
 
 
 def tracking_uri(given: str | None, home: Path) -> str:
@@ -127,6 +142,8 @@ def tracked_run(
         client.set_tag(tracker.run_id, "tessera.error", str(error)[:500])
         client.set_terminated(tracker.run_id, status)
         raise
+    if "tessera.error" in client.get_run(tracker.run_id).data.tags:  # of an earlier try
+        client.delete_tag(tracker.run_id, "tessera.error")
     client.set_terminated(tracker.run_id, "FINISHED")
 
 
@@ -194,8 +211,8 @@ def _client(uri: str) -> Any:
         raise ValueError(f"tracking.uri={uri} cannot be used: {error}. {_URI_HINT}") from error
 
 
-def fetch_artifacts(uri: str, model_uri: str) -> Path:
-    """Download a registered model's files; returns the folder.
+def fetch_artifacts(uri: str, model_uri: str, folder: Path) -> Path:
+    """Download a registered model's files into `folder`; returns where they lie.
 
     Raises:
       FileNotFoundError: no such model or version.
@@ -206,7 +223,7 @@ def fetch_artifacts(uri: str, model_uri: str) -> Path:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        folder = tempfile.mkdtemp(prefix="tessera-model-")
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=folder, tracking_uri=uri))
+        found = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(folder), tracking_uri=uri)
+        return Path(found)
     except mlflow.exceptions.MlflowException as error:
         raise FileNotFoundError(f"{model_uri} is not in the registry at {uri}: {error}") from None

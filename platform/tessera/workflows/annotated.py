@@ -91,7 +91,8 @@ def _load_one(chosen: AnnotatedSections, data: DataSettings) -> AnnotatedSet:
     if volume.voxel_size_nm is None:
         raise ValueError(f"{volume.url} has no voxel size: give it one with tessera ingest --voxel_size_nm.")
     sections = parse_sections(chosen.sections, volume.shape[0])
-    invalid = sorted(set(sections) & volume.invalid_sections)
+    check_is_labels(labels)
+    invalid = sorted(set(sections) & (volume.invalid_sections | labels.invalid_sections))
     if invalid:
         raise ValueError(f"sections {invalid} of {volume.url} are missing or blank: leave them out of `sections`.")
     boxes = [_section_box(volume, z) for z in sections]
@@ -141,6 +142,19 @@ def cells_of_labels(labels: NDArray[Any], *, invert: bool = False) -> NDArray[np
     return cells
 
 
+def check_is_labels(labels: Volume) -> None:
+    """Refuse a volume that was ingested as an image.
+
+    Raises:
+      ValueError: its grey values would pass for cells.
+    """
+    if labels.attributes.get("kind") in ("image", "raw", "membrane probability"):
+        raise ValueError(
+            f"{labels.url} is no label volume but holds {labels.attributes['kind']}: nearly every grey value would "
+            "count as cell. Ingest the labels with --kind labels, and name that volume."
+        )
+
+
 def check_mask_values(sections: Sequence[NDArray[Any]], name: str) -> None:
     """Refuse a mask of more values than 0 and one other: it may be a grey image, or instances.
 
@@ -162,7 +176,13 @@ def check_membrane_share(cells: Iterable[NDArray[np.bool_]], name: str, switch: 
     Raises:
       ValueError: says which, and the setting that mends it.
     """
-    share = 1.0 - float(np.mean([cell.mean() for cell in cells]))
+    shares = [1.0 - float(cell.mean()) for cell in cells]
+    share = float(np.mean(shares))
+    if 1.0 in shares and share < 1.0:
+        raise ValueError(
+            f"the labels {name} hold only membrane in {shares.count(1.0)} of the chosen sections (the first is number "
+            f"{shares.index(1.0)} of the choice, counted from 0): was it never annotated? Leave it out of the sections."
+        )
     if share in (0.0, 1.0):
         raise ValueError(
             f"the labels {name} hold only {'membrane' if share else 'cell'} in the chosen sections: nothing can be "

@@ -27,7 +27,7 @@ from tessera.engine.serial import run_serially
 from tessera.engine.tasks import MakeWorker, OnResult, Outcome, RetryPolicy, Task
 from tessera.geometry.blocks import BlockGrid
 from tessera.settings.common import RunnerSettings
-from tessera.storage.ledger import Ledger, LedgerRow, remove_output
+from tessera.storage.ledger import Ledger, LedgerRow, ledger_path, remove_output
 from tessera.storage.volumes import Volume, open_volume
 
 _log = logging.getLogger(__name__)
@@ -56,12 +56,16 @@ class BlockReport:
     voxels: int
 
     @property
+    def computed(self) -> int:
+        """Blocks that this run computed."""
+        return self.blocks - self.done_before - len(self.failed)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """For the tracker."""
-        computed = self.blocks - self.done_before - len(self.failed)
         return {
             "blocks": self.blocks,
-            "blocks_computed": computed,
+            "blocks_computed": self.computed,
             "blocks_failed": len(self.failed),
             "seconds": self.seconds,
             "megavoxels_per_second": self.voxels / 1e6 / max(self.seconds, 1e-9),
@@ -122,9 +126,11 @@ def session(runner: RunnerSettings) -> Iterator[None]:
     if runner.engine == "serial":
         yield
         return
-    from tessera.engine.session import connected
+    from tessera.engine.placement import block_pool
+    from tessera.engine.session import cluster_size, connected
 
     with connected():
+        block_pool(runner.workers, cluster_size())  # refuses workers that can never run, before anything is touched
         yield
 
 
@@ -138,7 +144,7 @@ def _run(make_worker: MakeWorker, tasks: Iterable[Task], runner: RunnerSettings,
     from tessera.engine.session import cluster_size
 
     with session(runner):
-        run_blocks(make_worker, tasks, block_pool(runner.workers, *cluster_size()), policy, on_result)
+        run_blocks(make_worker, tasks, block_pool(runner.workers, cluster_size()), policy, on_result)
 
 
 def _row(outcome: Outcome) -> LedgerRow:
@@ -212,6 +218,22 @@ def clear_output(output: Path, overwrite: bool) -> None:
     """Delete an earlier output where the user said so."""
     if overwrite:
         remove_output(output)
+
+
+def claim_output(output: Path, facts: Mapping[str, Any], *, stage: str | None = None) -> None:
+    """Make sure that the output is this job's before anything of it is changed.
+
+    Raises:
+      FileExistsError: it is finished, and no ledger tells by which job.
+      ValueError: it is another job's.
+    """
+    begun = (ledger_path(output) / (stage or ".") / "job.json").exists()
+    if not begun and open_volume(output).attributes.get("complete"):
+        raise FileExistsError(
+            f"{output} is a finished volume without its ledger ({ledger_path(output)}): whether this job made it "
+            "cannot be told, and it would be overwritten. Give another output, or say `--overwrite true`."
+        )
+    Ledger.open(output, job_key(facts), facts, stage=stage).close()
 
 
 def open_finished(path: Path) -> Volume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tessera.settings.places import home, input_path
 from tessera.settings.sections import parse_sections
 from tessera.storage.volumes import Volume
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
-from tessera.workflows.annotated import cells_of_labels, check_membrane_share
+from tessera.workflows.annotated import cells_of_labels, check_is_labels, check_membrane_share
 from tessera.workflows.block_jobs import open_finished
 from tessera.workflows.plain import plain
 from tessera.workflows.predict import KIND as PROBABILITY
@@ -36,12 +37,14 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     check_membrane_share(cells, labels.url, "--invert_labels")
     frozen = settings.threshold if settings.threshold is not None else probability.attributes.get("threshold")
     scores = score_volume(probability, labels, sections, frozen, invert=settings.invert_labels)
+    # The maximum is that of published tables: over their thresholds, not over one that a user adds.
+    published = replace(scores, rows=tuple(row for row in scores.rows if row.threshold in THRESHOLDS))
     result = {
         "volume": probability.url,
         "labels": labels.url,
         "sections": [int(z) for z in sections],
         "frozen_threshold": scores.at(frozen) if frozen is not None else None,
-        "maximum_over_thresholds": scores.best(),
+        "maximum_over_thresholds": published.best(),
         "by_threshold": scores.to_dict()["rows"],
     }
     uri = tracking_uri(settings.tracking.uri, home())
@@ -87,13 +90,19 @@ def _scored_sections(settings: EvaluateSettings, probability: Volume, labels: Vo
             f"{labels.shape}: both must be z, y, x and equal, or voxels would be compared with others. Give the labels "
             "of the same volume."
         )
+    check_is_labels(labels)
     chosen = parse_sections(settings.sections, labels.shape[0])
-    invalid = [z for z in chosen if z in probability.invalid_sections]
+    unknown = probability.invalid_sections | labels.invalid_sections
+    invalid = [z for z in chosen if z in unknown]
     if invalid and settings.sections is not None:
-        raise ValueError(f"sections {invalid} are marked invalid in {probability.url}: leave them out of --sections.")
+        raise ValueError(
+            f"sections {invalid} are marked invalid in {probability.url} or {labels.url}: leave them out of --sections."
+        )
     if len(invalid) == len(chosen):
-        raise ValueError(f"every section of {probability.url} is marked invalid: there is nothing to score.")
-    return tuple(z for z in chosen if z not in probability.invalid_sections)
+        raise ValueError(
+            f"every section of {probability.url} or its labels is marked invalid: there is nothing to score."
+        )
+    return tuple(z for z in chosen if z not in unknown)
 
 
 def _log_scores(run: Tracker, result: dict[str, Any], probability: Volume) -> None:

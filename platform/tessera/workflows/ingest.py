@@ -24,7 +24,15 @@ from tessera.storage.layouts import legal_layout
 from tessera.storage.ledger import read_rows
 from tessera.storage.stacks import SliceStack, open_stack
 from tessera.storage.volumes import create_volume, open_volume, update_attributes
-from tessera.workflows.block_jobs import Stopwatch, checksum, clear_output, run_block_job
+from tessera.workflows.block_jobs import (
+    Stopwatch,
+    checksum,
+    claim_output,
+    clear_output,
+    job_key,
+    run_block_job,
+    session,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -39,38 +47,49 @@ def ingest(settings: IngestSettings) -> Path:
     source, output = input_path(settings.source), output_path(settings.output)
     stack = open_stack(source, kind=settings.kind, invert=settings.invert)
     layout = legal_layout(stack.shape, stack.dtype.itemsize, settings.chunk, settings.shard)
-    clear_output(output, settings.overwrite)
-    volume = create_volume(
-        output,
-        stack.shape,
-        stack.dtype,
-        voxel_size_nm=settings.voxel_size_nm,
-        chunk=layout.chunk,
-        shard=layout.shard,
-        attributes={"made_by": "ingest", "kind": settings.kind, "source": str(source), "complete": False},
-        exist_ok=True,
-    )
-    grid = BlockGrid(volume.shape, volume.shard)
-    _log.info("%s: %s %s in %d shards", output, "x".join(map(str, volume.shape)), volume.dtype, len(grid))
-    run_block_job(output, grid, partial(_make_worker, stack, output), _facts(settings, source, stack), settings)
-    invalid = sorted({*stack.missing, *_blank_sections(output, grid)}) if settings.kind == "image" else []
+    facts = _facts(settings, source, stack)
+    with session(settings):
+        clear_output(output, settings.overwrite)
+        volume = create_volume(
+            output,
+            stack.shape,
+            stack.dtype,
+            voxel_size_nm=settings.voxel_size_nm,
+            chunk=layout.chunk,
+            shard=layout.shard,
+            attributes={"made_by": "ingest", "kind": settings.kind, "source": str(source), "complete": False},
+            exist_ok=True,
+        )
+        claim_output(output, facts)
+        grid = BlockGrid(volume.shape, volume.shard)
+        _log.info("%s: %s %s in %d shards", output, "x".join(map(str, volume.shape)), volume.dtype, len(grid))
+        run_block_job(output, grid, partial(_make_worker, stack, output), facts, settings)
+    # A label section of one value may be meant; a blank image never is.
+    blank = _blank_sections(output, grid) if settings.kind == "image" else []
+    invalid = sorted({*stack.missing, *blank})
     _tell_invalid(stack, invalid)
     update_attributes(output, complete=True, invalid_sections=invalid)
     return output
 
 
 def _facts(settings: IngestSettings, source: Path, stack: SliceStack) -> dict[str, Any]:
-    files = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.is_file())
-    newest = max(path.stat().st_mtime_ns for path in files)
     chosen = asdict(settings)
     return {
         "workflow": "ingest",
-        "source": {"path": str(source), "files": len(files), "bytes": sum(p.stat().st_size for p in files)},
-        "modified_ns": newest,
+        "source": {"path": str(source), "files": _files_digest(stack)},
         "shape": stack.shape,
         "dtype": str(stack.dtype),
         **{name: chosen[name] for name in ("kind", "invert", "voxel_size_nm", "chunk", "shard")},
     }
+
+
+def _files_digest(stack: SliceStack) -> str:
+    """Changes when a slice is replaced, renamed or moved to another place in the stack."""
+    listed = []
+    for page in stack.pages:
+        status = page.path.stat() if page else None
+        listed.append([str(page.path), status.st_size, status.st_mtime_ns] if page and status else None)
+    return job_key({"pages": listed})
 
 
 def _make_worker(stack: SliceStack, output: Path) -> Process:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +46,8 @@ def find_model(name: str, uri: str | None) -> FoundModel:
     """
     folder = Path(name).expanduser().absolute()
     if name.startswith("models:/"):
-        folder = _cached(fetch_bundle(name, uri))
+        with tempfile.TemporaryDirectory(prefix="tessera-model-") as temporary:
+            folder = _cached(fetch_bundle(name, uri, Path(temporary)))
     return FoundModel(name, folder, _contract(folder), bundle_digest(folder))
 
 
@@ -58,12 +62,12 @@ def _contract(folder: Path) -> Contract:
         ) from error
 
 
-def fetch_bundle(name: str, uri: str | None) -> Path:
-    """Download a registered bundle's two files."""
-    files = fetch_artifacts(tracking_uri(uri, home()), name)
-    contracts = list(files.rglob("contract.json"))
+def fetch_bundle(name: str, uri: str | None, folder: Path) -> Path:
+    """Download a registered bundle's two files into `folder`."""
+    files = fetch_artifacts(tracking_uri(uri, home()), name, folder)
+    contracts = list(files.rglob(CONTRACT))
     if not contracts:
-        raise FileNotFoundError(f"{name} holds no contract.json: it is a model, but not one of tessera's bundles.")
+        raise FileNotFoundError(f"{name} holds no {CONTRACT}: it is a model, but not one of tessera's bundles.")
     return contracts[0].parent
 
 
@@ -71,13 +75,10 @@ def _cached(folder: Path) -> Path:
     kept = home() / "models" / bundle_digest(folder)[:16]
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(kept) if folder.stat().st_dev == kept.parent.stat().st_dev else _copy(folder, kept)
+        draft = kept.with_name(f".{kept.name}.{os.urandom(4).hex()}.tmp")
+        shutil.copytree(folder, draft)
+        try:
+            draft.rename(kept)
+        except OSError:  # another job was quicker with the same bundle
+            shutil.rmtree(draft)
     return kept
-
-
-def _copy(source: Path, target: Path) -> None:
-    import shutil
-
-    draft = target.with_name(f".{target.name}.tmp")
-    shutil.copytree(source, draft, dirs_exist_ok=True)
-    draft.rename(target)

@@ -30,14 +30,16 @@ from tessera.settings.predict import PredictSettings, parse_roi
 from tessera.storage.identity import identity
 from tessera.storage.layouts import legal_layout
 from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
-from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
+from tessera.tracking.runs import Tracker, check_tracking, tracked_run, tracking_uri
 from tessera.workflows.block_jobs import (
     BlockReport,
     Stopwatch,
     checksum,
+    claim_output,
     clear_output,
     open_finished,
     run_block_job,
+    session,
 )
 from tessera.workflows.models import FoundModel, find_model
 from tessera.workflows.plain import plain
@@ -76,16 +78,19 @@ def predict(settings: PredictSettings) -> Path:
       BlocksFailedError: some blocks were given up, after the rest was done.
     """
     uri = tracking_uri(settings.tracking.uri, home())
+    check_tracking(uri)
     model = find_model(settings.model, settings.tracking.uri)
     volume = open_finished(input_path(settings.volume))
-    plan, grid, facts = plan_prediction(settings, model, volume)
-    name = f"predict {plan.output.name}"
-    tags = {"tessera.workflow": "predict", "tessera.output": str(plan.output), "tessera.model": model.name}
-    earlier = open_volume(plan.output).attributes.get("run_id")
-    with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=earlier) as run:
-        update_attributes(plan.output, run_id=run.run_id)
-        report = run_block_job(plan.output, grid, partial(make_block_worker, plan), facts, settings)
-        _record(run, plan, model, report)
+    with session(settings):
+        plan, grid, facts = plan_prediction(settings, model, volume)
+        claim_output(plan.output, facts)
+        name = f"predict {plan.output.name}"
+        tags = {"tessera.workflow": "predict", "tessera.output": str(plan.output), "tessera.model": model.name}
+        earlier = open_volume(plan.output).attributes.get("run_id")
+        with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=earlier) as run:
+            update_attributes(plan.output, run_id=run.run_id)
+            report = run_block_job(plan.output, grid, partial(make_block_worker, plan), facts, settings)
+            _record(run, plan, model, report)
     return plan.output
 
 
@@ -108,6 +113,9 @@ def plan_prediction(
     for doubt in doubts:
         _log.warning("accepted although %s", doubt)
     roi = parse_roi(settings.roi, volume.shape)
+    middle = (roi.start[0] + roi.stop[0]) // 2
+    for z in {roi.start[0], middle, roi.stop[0] - 1} if volume.dtype.kind == "f" else ():  # before hours of work
+        read_finite(volume, Box((z, *roi.start[1:]), (z + 1, *roi.stop[1:])).clipped(_glance(roi, z)))
     layout = legal_layout(roi.shape, 1, settings.chunk, settings.shard)
     block = settings.block or (layout.shard[0], layout.shard[1], layout.shard[2])
     check_alignment(block, layout.shard, roi.shape)
@@ -123,6 +131,7 @@ def plan_prediction(
         shard=layout.shard,
         attributes=_attributes(settings, model, volume, roi, invalid),
         name=KIND,
+        translation_nm=_translation_nm(volume, roi),
         exist_ok=True,
     )
     facts = {
@@ -138,6 +147,19 @@ def plan_prediction(
     tile = settings.tile
     plan = PredictPlan(Path(volume.url), output, model.bundle, roi, (tile[0], tile[1], tile[2]), invalid)
     return plan, BlockGrid(roi.shape, block), facts
+
+
+def _glance(roi: Box, z: int, extent: int = 1024) -> Box:
+    """The middle of one section of the region, of a size that is read at once."""
+    middle = [(a + b) // 2 for a, b in zip(roi.start, roi.stop, strict=True)]
+    return Box((z, middle[1] - extent // 2, middle[2] - extent // 2), (z + 1, middle[1] + extent, middle[2] + extent))
+
+
+def _translation_nm(volume: Volume, roi: Box) -> tuple[float, ...] | None:
+    """Where the output's voxel 0 lies in the raw volume; None at its origin."""
+    if volume.voxel_size_nm is None or not any(roi.start):
+        return None
+    return tuple(size * start for size, start in zip(volume.voxel_size_nm, roi.start, strict=True))
 
 
 def _attributes(
@@ -170,9 +192,21 @@ def make_block_worker(plan: PredictPlan) -> Process:
             return predict_tiles(tiles)
 
     def probability_of(core: Box) -> NDArray[np.float32]:
-        return predict_box(one_at_a_time, volume.read, volume.shape, core, plan.tile, contract)
+        return predict_box(one_at_a_time, partial(read_finite, volume), volume.shape, core, plan.tile, contract)
 
     return partial(process_block, plan, output, probability_of)
+
+
+def read_finite(volume: Volume, box: Box) -> NDArray[Any]:
+    """Read voxels, and refuse NaN and infinity: one of them would make every voxel within the halo NaN.
+
+    Raises:
+      ValueError: names the volume and the box.
+    """
+    voxels = volume.read(box)
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        raise ValueError(f"{volume.url} holds NaN or infinite values in {box}: replace or mask them first.")
+    return voxels
 
 
 def process_block(
@@ -203,7 +237,8 @@ def process_block(
 
 def _record(run: Tracker, plan: PredictPlan, model: FoundModel, report: BlockReport) -> None:
     update_attributes(plan.output, complete=True)
-    run.metrics(report.metrics)
+    if report.computed:
+        run.metrics(report.metrics)
     run.document("output.json", {"output": str(plan.output), "model": model.name, "model_digest": model.digest})
     if model.run_id:
         run.link("trained_by", model.run_id)

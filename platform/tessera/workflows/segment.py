@@ -34,8 +34,16 @@ from tessera.storage.identity import identity
 from tessera.storage.layouts import legal_layout
 from tessera.storage.ledger import ledger_path, read_rows
 from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
-from tessera.tracking.runs import tracked_run, tracking_uri
-from tessera.workflows.block_jobs import Stopwatch, checksum, clear_output, open_finished, run_block_job, session
+from tessera.tracking.runs import Tracker, check_tracking, tracked_run, tracking_uri
+from tessera.workflows.block_jobs import (
+    Stopwatch,
+    checksum,
+    claim_output,
+    clear_output,
+    open_finished,
+    run_block_job,
+    session,
+)
 from tessera.workflows.plain import plain
 from tessera.workflows.predict import KIND as PROBABILITY
 
@@ -71,32 +79,41 @@ def segment(settings: SegmentSettings) -> Path:
       BlocksFailedError: some blocks were given up, after the rest was done.
     """
     uri = tracking_uri(settings.tracking.uri, home())
+    check_tracking(uri)
     volume = open_finished(input_path(settings.volume))
-    plan, grid, facts = plan_segmentation(settings, volume)
-    tags = {"tessera.workflow": "segment", "tessera.output": str(plan.output)}
-    name = f"segment {plan.output.name}"
-    earlier = open_volume(plan.output).attributes.get("run_id")
-    with (
-        session(settings),
-        tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=earlier) as run,
-    ):
-        update_attributes(plan.output, run_id=run.run_id)
-        faces = run_block_job(plan.output, grid, partial(_make_face_worker, plan), facts, settings, stage=FACES)
-        numbering = number_cells(plan, grid)
-        labels = run_block_job(
-            plan.output,
-            grid,
-            partial(_make_label_worker, plan),
-            facts,
-            settings,
-            item=lambda index: (grid.box(index), numbering.lookup(index)),
-        )
-        update_attributes(plan.output, complete=True, cells=numbering.total)
-        run.metrics(labels.metrics | {"cells": numbering.total, "faces_seconds": faces.seconds})
-        if volume.attributes.get("run_id"):
-            run.link("predicted_by", volume.attributes["run_id"])
-    _log.info("%s: %d cells", plan.output, numbering.total)
+    with session(settings):
+        plan, grid, facts = plan_segmentation(settings, volume)
+        claim_output(plan.output, facts)
+        tags = {"tessera.workflow": "segment", "tessera.output": str(plan.output)}
+        name = f"segment {plan.output.name}"
+        earlier = open_volume(plan.output).attributes.get("run_id")
+        with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=earlier) as run:
+            update_attributes(plan.output, run_id=run.run_id)
+            cells = _run_passes(settings, plan, grid, facts, run)
+            if volume.attributes.get("run_id"):
+                run.link("predicted_by", volume.attributes["run_id"])
+    _log.info("%s: %d cells", plan.output, cells)
     return plan.output
+
+
+def _run_passes(
+    settings: SegmentSettings, plan: SegmentPlan, grid: BlockGrid, facts: dict[str, Any], run: Tracker
+) -> int:
+    """Both passes and the numbering between them; returns the number of cells."""
+    faces = run_block_job(plan.output, grid, partial(_make_face_worker, plan), facts, settings, stage=FACES)
+    numbering = number_cells(plan, grid)
+    labels = run_block_job(
+        plan.output,
+        grid,
+        partial(_make_label_worker, plan),
+        facts,
+        settings,
+        item=lambda index: (grid.box(index), numbering.lookup(index)),
+    )
+    update_attributes(plan.output, complete=True, cells=numbering.total)
+    if labels.computed:
+        run.metrics(labels.metrics | {"cells": numbering.total, "faces_seconds": faces.seconds})
+    return numbering.total
 
 
 def plan_segmentation(settings: SegmentSettings, volume: Volume) -> tuple[SegmentPlan, BlockGrid, dict[str, Any]]:

@@ -18,6 +18,7 @@ from tessera.images.phantom import VOXEL_SIZE_NM, Phantom, PhantomBlock
 from tessera.settings.common import RunnerSettings
 from tessera.settings.places import home
 from tessera.storage.layouts import Layout, legal_layout
+from tessera.storage.ledger import remove_output
 from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job
 
@@ -38,6 +39,10 @@ def synthetic_volumes(shape: tuple[int, int, int], seed: int, runner: RunnerSett
     stem = f"phantom-{'x'.join(map(str, shape))}-{seed}"
     paths = {part: home() / "volumes" / f"{stem}-{part}.zarr" for part in PARTS}
     layout = legal_layout(shape)
+    if not all(path.exists() for path in paths.values()):
+        # They share one ledger: with one of them gone, its rows no longer say what is there.
+        for path in paths.values():
+            remove_output(path)
     made = [_create(path, part, shape, layout) for part, path in paths.items()]
     if not all(volume.attributes.get("complete") for volume in made):
         facts = {"workflow": "phantom", "shape": shape, "seed": seed}

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera import __version__
+from tessera.images.augment import Augmentation
 from tessera.images.normalise import estimate_global
 from tessera.model.bundle import Contract, load_contract
 from tessera.settings.common import RunnerSettings
@@ -31,7 +32,7 @@ from tessera.storage.arrays import load_arrays
 from tessera.storage.volumes import open_volume
 from tessera.tracking.models import register_bundle
 from tessera.tracking.pictures import contact_sheet
-from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
+from tessera.tracking.runs import Tracker, check_tracking, tracked_run, tracking_uri
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
 from tessera.workflows.plain import plain
 from tessera.workflows.progress import following
@@ -41,6 +42,7 @@ from tessera.workflows.training_loop import VALIDATION, Split, training_loop
 _log = logging.getLogger(__name__)
 
 PROGRESS, RUN = "progress.jsonl", "run.json"
+PARTS = ("train", "validation")
 SYNTHETIC_SHAPE, SYNTHETIC_SEED = (24, 512, 512), 2012
 
 
@@ -75,20 +77,25 @@ def train(settings: TrainSettings) -> TrainResult:
     """
     settings = with_absolute_data(settings)
     check_disjoint(settings.data)
-    split, threshold = chosen_split(settings)
+    prints = {part: load_annotated(getattr(settings.data, part), settings.data).fingerprint for part in PARTS}
+    split, threshold = chosen_split(settings, prints)
     training = load_annotated(split.learned, settings.data)
     contract = first_contract(settings, training)
+    check_turns(settings.augmentation, training.voxel_size_nm)
     if split.held_out:
         _check_same_kind(contract, load_annotated(split.held_out, settings.data))
     name = settings.name or time.strftime("train-%Y%m%d-%H%M%S")
     folder = home() / "runs" / name
     uri = tracking_uri(settings.tracking.uri, home())
-    resume = _earlier_run(folder, settings)
+    check_tracking(uri)
+    resume = _earlier_run(folder, settings, prints)
     tags = {"tessera.workflow": "train", "tessera.folder": str(folder), "tessera.version": __version__}
     with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=resume) as run:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RUN).write_text(json.dumps({"run_id": run.run_id, "settings": plain(settings)}, indent=2))
-        run.dataset(split.learned[0].volume, training.fingerprint, "training")
+        begun = {"run_id": run.run_id, "settings": plain(settings), "fingerprints": prints}
+        (folder / RUN).write_text(json.dumps(begun, indent=2))
+        for part in split.learned:
+            run.dataset(part.volume, training.fingerprint, "training")
         contract = contract.with_training(threshold, run_id=run.run_id, run_name=name, refit_of=settings.refit)
         checkpoint = _run_group(settings, split, contract, run, name)
         model_uri = register_bundle(run, checkpoint / "bundle", settings.register_as, _requirements())
@@ -98,7 +105,17 @@ def train(settings: TrainSettings) -> TrainResult:
     return TrainResult(name, run.run_id, bundle, model_uri, load_contract(bundle))
 
 
-def chosen_split(settings: TrainSettings) -> tuple[Split, float | None]:
+def check_turns(augmentation: Augmentation, voxel_size_nm: tuple[float, float, float]) -> None:
+    """Refuse turns that would stretch cells: pixels of these volumes are not square.
+
+    Raises:
+      ValueError: says what to switch off.
+    """
+    _, y, x = voxel_size_nm
+    replace(augmentation, isotropic_in_plane=augmentation.isotropic_in_plane and bool(np.isclose(y, x)))
+
+
+def chosen_split(settings: TrainSettings, prints: Mapping[str, str]) -> tuple[Split, float | None]:
     """What to learn from, and the threshold that is frozen already: in a refit that of the run it repeats.
 
     Raises:
@@ -111,7 +128,9 @@ def chosen_split(settings: TrainSettings) -> tuple[Split, float | None]:
     folder = home() / "runs" / settings.refit
     if not (folder / "bundle").exists():
         raise FileNotFoundError(f"refit={settings.refit}: there is no finished run in {folder}. Train it first.")
-    earlier = json.loads((folder / RUN).read_text())["settings"]
+    begun = json.loads((folder / RUN).read_text())
+    earlier = begun["settings"]
+    _check_same_data(folder, begun, prints)
     same = {"name": None, "refit": None, "register_as": None, "tracking": None}
     if {**earlier, **same} != {**plain(settings), **same}:
         raise ValueError(
@@ -185,7 +204,16 @@ def _check_same_kind(contract: Contract, validation: AnnotatedSet) -> None:
         )
 
 
-def _earlier_run(folder: Path, settings: TrainSettings) -> str | None:
+def _check_same_data(folder: Path, begun: Mapping[str, Any], prints: Mapping[str, str]) -> None:
+    differing = [part for part in PARTS if begun["fingerprints"][part] != prints[part]]
+    if differing:
+        raise ValueError(
+            f"run {folder.name} learned from other voxels: data.{' and data.'.join(differing)} changed since (ingested "
+            "anew?). What it learned and chose does not hold for them. Train under another --name."
+        )
+
+
+def _earlier_run(folder: Path, settings: TrainSettings, prints: Mapping[str, str]) -> str | None:
     """The MLflow run of an interrupted training of this name and settings.
 
     Raises:
@@ -201,6 +229,7 @@ def _earlier_run(folder: Path, settings: TrainSettings) -> str | None:
             f"run {folder.name} was begun with other settings ({folder / RUN}): resuming would mix them. "
             "Give another --name, or the same settings."
         )
+    _check_same_data(folder, earlier, prints)
     _log.info("going on with the interrupted run %s", folder.name)
     return str(earlier["run_id"])
 
@@ -213,8 +242,7 @@ def _run_group(settings: TrainSettings, split: Split, contract: Contract, run: T
     progress = home() / "runs" / name / PROGRESS
     config = {"settings": settings, "split": split, "contract": contract}
     with connected():
-        cpus, gpus = cluster_size()
-        share = train_share(settings.resources.workers, settings.resources.use_gpu, cpus, gpus)
+        share = train_share(settings.resources.workers, settings.resources.use_gpu, cluster_size())
         group = TrainGroup(
             name,
             home() / "runs",
