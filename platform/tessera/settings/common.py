@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Engine = Literal["ray", "serial"]
@@ -44,6 +44,43 @@ class RunnerSettings:
             raise ValueError(
                 f"workers={self.workers} must be at least 0 and attempts={self.attempts} at least 1. Try 0 and 3."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings(RunnerSettings):
+    """How a block workflow lays its output out.
+
+    Args:
+      chunk: voxels a reader of the output decodes at once, z, y, x; null chooses.
+      shard: voxels one task writes as one object; a multiple of the chunk; null chooses.
+      overwrite: delete an earlier output of that name first, if tessera made it.
+    """
+
+    chunk: tuple[int, int, int] | None = None
+    shard: tuple[int, int, int] | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("chunk", "shard"):
+            check_layout(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedOutputSettings(OutputSettings):
+    """The same for a workflow that MLflow tracks.
+
+    Args:
+      block: voxels per task, z, y, x: a whole number of output shards; null takes one shard.
+      tracking: where MLflow keeps the run.
+    """
+
+    block: tuple[int, int, int] | None = None
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layout("block", self.block)
 
 
 def check_layout(name: str, value: tuple[int, int, int] | None) -> None:

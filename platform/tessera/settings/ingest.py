@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
-from tessera.settings.common import RunnerSettings, check_layout
+from tessera.settings.common import OutputSettings
 
 
 @dataclass(frozen=True)
-class IngestSettings(RunnerSettings):
+class IngestSettings(OutputSettings):
     """Turn a multi-page TIFF, or a folder of numbered TIFF/PNG slices, into a sharded OME-Zarr volume.
 
     Args:
@@ -32,12 +32,9 @@ class IngestSettings(RunnerSettings):
     voxel_size_nm: tuple[float, float, float] | None = None
     kind: Literal["image", "labels"] = "image"
     invert: bool | None = None
-    chunk: tuple[int, int, int] | None = None
-    shard: tuple[int, int, int] | None = None
-    overwrite: bool = False
 
     def __post_init__(self) -> None:
-        RunnerSettings.__post_init__(self)
+        super().__post_init__()
         for name in ("source", "output"):
             if not getattr(self, name):
                 raise ValueError(
@@ -50,5 +47,3 @@ class IngestSettings(RunnerSettings):
                 f"voxel_size_nm {fault}: a volume without its true voxel size fits no model later. Give z, y, x in "
                 "nanometres, such as --voxel_size_nm '[50, 4, 4]'."
             )
-        check_layout("chunk", self.chunk)
-        check_layout("shard", self.shard)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tessera.geometry.boxes import Box
-from tessera.settings.common import RunnerSettings, TrackingSettings, check_layout
+from tessera.settings.common import TrackedOutputSettings, check_layout
 from tessera.settings.places import check_apart
 
 _RANGE = re.compile(r"\s*(\d*)\s*:\s*(\d*)\s*")
 
 
 @dataclass(frozen=True)
-class PredictSettings(RunnerSettings):
+class PredictSettings(TrackedOutputSettings):
     """Predict membrane probability for a whole volume, block by block, into OME-Zarr.
 
     Args:
@@ -38,20 +38,14 @@ class PredictSettings(RunnerSettings):
     output: str = ""
     roi: str | None = None
     tile: tuple[int, int, int] = (1, 512, 512)
-    block: tuple[int, int, int] | None = None
-    chunk: tuple[int, int, int] | None = None
-    shard: tuple[int, int, int] | None = None
     accept_mismatch: bool = False
-    overwrite: bool = False
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:
-        RunnerSettings.__post_init__(self)
+        super().__post_init__()
         for name, example in (("volume", "my-volume"), ("model", "models:/tessera-unet/1"), ("output", "my-membranes")):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not given. Try --{name} {example}.")
-        for name in ("tile", "block", "chunk", "shard"):
-            check_layout(name, getattr(self, name))
+        check_layout("tile", self.tile)
         check_apart(self.output, self.volume)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from tessera.settings.common import RunnerSettings, TrackingSettings, check_layout
+from tessera.settings.common import TrackedOutputSettings
 from tessera.settings.places import check_apart
 
 
 @dataclass(frozen=True)
-class SegmentSettings(RunnerSettings):
+class SegmentSettings(TrackedOutputSettings):
     """Cut membrane probability into cells: 2D components per section, stitched over blocks.
 
     Args:
@@ -32,19 +32,12 @@ class SegmentSettings(RunnerSettings):
     output: str = ""
     threshold: float | None = None
     connectivity: Literal[4, 8] = 4
-    block: tuple[int, int, int] | None = None
-    chunk: tuple[int, int, int] | None = None
-    shard: tuple[int, int, int] | None = None
-    overwrite: bool = False
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:
-        RunnerSettings.__post_init__(self)
+        super().__post_init__()
         for name, example in (("volume", "my-membranes"), ("output", "my-cells")):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not given. Try --{name} {example}.")
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold} is no probability below 1: nothing would be cell. Try 0.5.")
-        for name in ("block", "chunk", "shard"):
-            check_layout(name, getattr(self, name))
         check_apart(self.output, self.volume)

@@ -20,7 +20,7 @@ from tessera.settings.sections import parse_sections
 from tessera.settings.train import AnnotatedSections, DataSettings
 from tessera.storage.identity import fingerprint
 from tessera.storage.volumes import Volume
-from tessera.workflows.block_jobs import open_finished
+from tessera.workflows.outputs import open_finished
 
 MOST_MEMBRANE = 0.5
 

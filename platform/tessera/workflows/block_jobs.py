@@ -1,6 +1,6 @@
 """What ingest, predict and segment share: run the blocks of an output that its ledger does not have yet.
 
-    facts --> key --> ledger --> missing blocks --> serial or Ray runner --> one row per block --> report
+    plan --> ledger --> missing blocks --> serial or Ray runner --> one row per block --> report
 
 Done means written, then recorded: a rerun with the same facts does only what is missing, and another job's output is
 refused with what differs.
@@ -27,8 +27,8 @@ from tessera.engine.serial import run_serially
 from tessera.engine.tasks import MakeWorker, OnResult, Outcome, RetryPolicy, Task
 from tessera.geometry.blocks import BlockGrid
 from tessera.settings.common import RunnerSettings
-from tessera.storage.ledger import Ledger, LedgerRow, ledger_path, remove_output
-from tessera.storage.volumes import Volume, open_volume
+from tessera.storage.ledger import Ledger, LedgerRow
+from tessera.workflows.outputs import OutputPlan
 
 _log = logging.getLogger(__name__)
 
@@ -73,22 +73,18 @@ class BlockReport:
 
 
 def run_block_job(
-    output: Path,
-    grid: BlockGrid,
+    output: OutputPlan,
     make_worker: MakeWorker,
-    facts: Mapping[str, Any],
     runner: RunnerSettings,
     *,
     stage: str | None = None,
     item: Callable[[int], Any] | None = None,
 ) -> BlockReport:
-    """Compute every block of `grid` that the ledger of `output` does not record as done.
+    """Compute every block that the output's ledger does not record as done.
 
     Args:
-      output: the volume; it exists already.
-      grid: its blocks.
+      output: the plan of a volume that was created.
       make_worker: gives the function that computes one item, in a worker.
-      facts: all that blocks depend on; their digest is the ledger's key.
       runner: serial or Ray.
       stage: names a pass of its own over the output.
       item: what a worker is handed for a block; by default (index, box).
@@ -97,12 +93,12 @@ def run_block_job(
       BlocksFailedError: some blocks were given up, after the rest was done; they are listed.
       ValueError: the output belongs to another job.
     """
-    start, voxels = time.perf_counter(), 0
-    with Ledger.open(output, job_key(facts), facts, stage=stage) as ledger:
+    start, voxels, grid, name = time.perf_counter(), 0, output.grid, output.path.name
+    with Ledger.open(output.path, output.key, output.facts, stage=stage) as ledger:
         done = ledger.done()
         missing = (i for i in range(len(grid)) if i not in done)
         tasks = (Task(i, item(i) if item else (i, grid.box(i))) for i in missing)
-        with _progress(f"{output.name}{f' ({stage})' if stage else ''}", len(grid), len(done)) as bar:
+        with _progress(f"{name}{f' ({stage})' if stage else ''}", len(grid), len(done)) as bar:
 
             def on_result(outcome: Outcome) -> None:
                 nonlocal voxels
@@ -114,9 +110,9 @@ def run_block_job(
                 _run(make_worker, tasks, runner, on_result)
         failed = ledger.failed()
     report = BlockReport(len(grid), len(done), failed, time.perf_counter() - start, voxels)
-    _log.info("%s: %d blocks, %d were done before", output.name, report.blocks, report.done_before)
+    _log.info("%s: %d blocks, %d were done before", name, report.blocks, report.done_before)
     if failed:
-        raise BlocksFailedError(_failure_text(output, grid, failed))
+        raise BlocksFailedError(_failure_text(output.path, grid, failed))
     return report
 
 
@@ -182,15 +178,6 @@ def _failure_text(output: Path, grid: BlockGrid, failed: Mapping[int, str]) -> s
     )
 
 
-def job_key(facts: Mapping[str, Any]) -> str:
-    """The ledger's key: a digest of all that a block's voxels depend on.
-
-    >>> job_key({"a": (1, 2)}) == job_key({"a": [1, 2]})
-    True
-    """
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def checksum(block: NDArray[Any]) -> str:
     """Of a block's decoded voxels, for the ledger."""
     return hashlib.blake2b(np.ascontiguousarray(block).data, digest_size=8).hexdigest()
@@ -212,40 +199,3 @@ class Stopwatch:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         return {f"{stage}_seconds": seconds}
-
-
-def clear_output(output: Path, overwrite: bool) -> None:
-    """Delete an earlier output where the user said so."""
-    if overwrite:
-        remove_output(output)
-
-
-def claim_output(output: Path, facts: Mapping[str, Any], *, stage: str | None = None) -> None:
-    """Make sure that the output is this job's before anything of it is changed.
-
-    Raises:
-      FileExistsError: it is finished, and no ledger tells by which job.
-      ValueError: it is another job's.
-    """
-    begun = (ledger_path(output) / (stage or ".") / "job.json").exists()
-    if not begun and open_volume(output).attributes.get("complete"):
-        raise FileExistsError(
-            f"{output} is a finished volume without its ledger ({ledger_path(output)}): whether this job made it "
-            "cannot be told, and it would be overwritten. Give another output, or say `--overwrite true`."
-        )
-    Ledger.open(output, job_key(facts), facts, stage=stage).close()
-
-
-def open_finished(path: Path) -> Volume:
-    """Open a volume to read, and refuse one that a job of ours has not finished.
-
-    Raises:
-      ValueError: it is half-written; its missing blocks would read as zeros.
-    """
-    volume = open_volume(path)
-    if volume.attributes.get("complete") is False:
-        raise ValueError(
-            f"{path} is only half-written: blocks that are missing would read as zeros. Run the command that makes it "
-            "again; it does only what is missing."
-        )
-    return volume

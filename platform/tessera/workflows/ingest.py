@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,12 @@ from tessera.engine.tasks import Process
 from tessera.geometry.blocks import BlockGrid
 from tessera.geometry.boxes import Box
 from tessera.settings.ingest import IngestSettings
-from tessera.settings.places import input_path, output_path
-from tessera.storage.layouts import legal_layout
+from tessera.settings.places import input_path
 from tessera.storage.ledger import read_rows
 from tessera.storage.stacks import SliceStack, open_stack
-from tessera.storage.volumes import create_volume, open_volume, update_attributes
-from tessera.workflows.block_jobs import (
-    Stopwatch,
-    checksum,
-    claim_output,
-    clear_output,
-    job_key,
-    run_block_job,
-    session,
-)
+from tessera.storage.volumes import open_volume, update_attributes
+from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
+from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_output
 
 _log = logging.getLogger(__name__)
 
@@ -44,43 +35,44 @@ def ingest(settings: IngestSettings) -> Path:
       ValueError, OSError: the source cannot be used, or the target holds something else.
       BlocksFailedError: some shards could not be written.
     """
-    source, output = input_path(settings.source), output_path(settings.output)
-    stack = open_stack(source, kind=settings.kind, invert=settings.invert)
-    layout = legal_layout(stack.shape, stack.dtype.itemsize, settings.chunk, settings.shard)
-    facts = _facts(settings, source, stack)
+    stack = open_stack(input_path(settings.source), kind=settings.kind, invert=settings.invert)
+    output = plan_volume(settings, stack)
     with session(settings):
-        clear_output(output, settings.overwrite)
-        volume = create_volume(
-            output,
-            stack.shape,
-            stack.dtype,
-            voxel_size_nm=settings.voxel_size_nm,
-            chunk=layout.chunk,
-            shard=layout.shard,
-            attributes={"made_by": "ingest", "kind": settings.kind, "source": str(source), "complete": False},
-            exist_ok=True,
-        )
-        claim_output(output, facts)
-        grid = BlockGrid(volume.shape, volume.shard)
-        _log.info("%s: %s %s in %d shards", output, "x".join(map(str, volume.shape)), volume.dtype, len(grid))
-        run_block_job(output, grid, partial(_make_worker, stack, output), facts, settings)
+        claim_output(output, overwrite=settings.overwrite)
+        _log.info("%s: %s %s in %d shards", output.path, _by(output.shape), output.dtype, len(output.grid))
+        run_block_job(output, partial(_make_worker, stack, output.path), settings)
     # A label section of one value may be meant; a blank image never is.
-    blank = _blank_sections(output, grid) if settings.kind == "image" else []
+    blank = _blank_sections(output.path, output.grid) if settings.kind == "image" else []
     invalid = sorted({*stack.missing, *blank})
     _tell_invalid(stack, invalid)
-    update_attributes(output, complete=True, invalid_sections=invalid)
-    return output
+    update_attributes(output.path, complete=True, invalid_sections=invalid)
+    return output.path
 
 
-def _facts(settings: IngestSettings, source: Path, stack: SliceStack) -> dict[str, Any]:
-    chosen = asdict(settings)
-    return {
-        "workflow": "ingest",
-        "source": {"path": str(source), "files": _files_digest(stack)},
-        "shape": stack.shape,
-        "dtype": str(stack.dtype),
-        **{name: chosen[name] for name in ("kind", "invert", "voxel_size_nm", "chunk", "shard")},
-    }
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def plan_volume(settings: IngestSettings, stack: SliceStack) -> OutputPlan:
+    """The volume that a stack becomes."""
+    source = str(input_path(settings.source))
+    return plan_output(
+        settings,
+        settings.output,
+        stack.shape,
+        stack.dtype,
+        made_by="ingest",
+        kind=settings.kind,
+        voxel_size_nm=settings.voxel_size_nm,
+        depends_on={
+            "source": {"path": source, "files": _files_digest(stack)},
+            "shape": stack.shape,
+            "invert": settings.invert,
+            "voxel_size_nm": settings.voxel_size_nm,
+            "kind": settings.kind,
+        },
+        attributes={"source": source},
+    )
 
 
 def _files_digest(stack: SliceStack) -> str:
@@ -89,7 +81,7 @@ def _files_digest(stack: SliceStack) -> str:
     for page in stack.pages:
         status = page.path.stat() if page else None
         listed.append([str(page.path), status.st_size, status.st_mtime_ns] if page and status else None)
-    return job_key({"pages": listed})
+    return digest_of({"pages": listed})
 
 
 def _make_worker(stack: SliceStack, output: Path) -> Process:

@@ -20,28 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.engine.tasks import Process
-from tessera.geometry.blocks import BlockGrid, check_alignment
 from tessera.geometry.boxes import Box
 from tessera.images.quantise import quantise
 from tessera.model.bundle import check_fit
 from tessera.model.predictor import load_predictor, predict_box
-from tessera.settings.places import home, input_path, output_path
+from tessera.settings.places import home, input_path
 from tessera.settings.predict import PredictSettings, parse_roi
 from tessera.storage.identity import identity
-from tessera.storage.layouts import legal_layout
-from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
-from tessera.tracking.runs import Tracker, check_tracking, tracked_run, tracking_uri
-from tessera.workflows.block_jobs import (
-    BlockReport,
-    Stopwatch,
-    checksum,
-    claim_output,
-    clear_output,
-    open_finished,
-    run_block_job,
-    session,
-)
+from tessera.storage.volumes import Volume, open_volume, update_attributes
+from tessera.tracking.runs import Tracker, check_tracking, tracking_uri
+from tessera.workflows.block_jobs import BlockReport, Stopwatch, checksum, run_block_job, session
 from tessera.workflows.models import FoundModel, find_model
+from tessera.workflows.outputs import OutputPlan, claim_output, open_finished, plan_output, tracked_output
 from tessera.workflows.plain import plain
 
 _log = logging.getLogger(__name__)
@@ -77,76 +67,72 @@ def predict(settings: PredictSettings) -> Path:
       ValueError, OSError: something does not fit, before any work is done.
       BlocksFailedError: some blocks were given up, after the rest was done.
     """
-    uri = tracking_uri(settings.tracking.uri, home())
-    check_tracking(uri)
+    check_tracking(tracking_uri(settings.tracking.uri, home()))
     model = find_model(settings.model, settings.tracking.uri)
     volume = open_finished(input_path(settings.volume))
+    plan, output = plan_prediction(settings, model, volume)
     with session(settings):
-        plan, grid, facts = plan_prediction(settings, model, volume)
-        claim_output(plan.output, facts)
-        name = f"predict {plan.output.name}"
-        tags = {"tessera.workflow": "predict", "tessera.output": str(plan.output), "tessera.model": model.name}
-        earlier = open_volume(plan.output).attributes.get("run_id")
-        with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=earlier) as run:
-            update_attributes(plan.output, run_id=run.run_id)
-            report = run_block_job(plan.output, grid, partial(make_block_worker, plan), facts, settings)
+        claim_output(output, overwrite=settings.overwrite)
+        with tracked_output(output, settings, {"tessera.model": model.name}) as run:
+            report = run_block_job(output, partial(make_block_worker, plan), settings)
             _record(run, plan, model, report)
-    return plan.output
+    return output.path
 
 
-def plan_prediction(
-    settings: PredictSettings, model: FoundModel, volume: Volume
-) -> tuple[PredictPlan, BlockGrid, dict[str, Any]]:
-    """Check everything that can be checked before work starts, and create the output.
+def plan_prediction(settings: PredictSettings, model: FoundModel, volume: Volume) -> tuple[PredictPlan, OutputPlan]:
+    """Check everything that can be checked before work starts; nothing is touched.
 
     Raises:
       ValueError: the model does not fit the volume, or the block does not fit the shards.
-      FileExistsError: the output holds something else.
+    """
+    check_contract(model, volume, accept_mismatch=settings.accept_mismatch)
+    roi = parse_roi(settings.roi, volume.shape)
+    _glance_at_values(volume, roi)
+    invalid = frozenset(volume.invalid_sections)
+    output = plan_output(
+        settings,
+        settings.output,
+        roi.shape,
+        np.uint8,
+        block=settings.block,
+        made_by="predict",
+        kind=KIND,
+        voxel_size_nm=volume.voxel_size_nm,
+        depends_on={
+            "model": model.digest,
+            "input": {"path": volume.url, "identity": identity(volume)},
+            "roi": [roi.start, roi.stop],
+            "precision": "float32",
+        },
+        attributes=_attributes(settings, model, volume, roi),
+        name=KIND,
+        translation_nm=_translation_nm(volume, roi),
+    )
+    return PredictPlan(Path(volume.url), output.path, model.bundle, roi, settings.tile, invalid), output
+
+
+def check_contract(model: FoundModel, volume: Volume, *, accept_mismatch: bool) -> None:
+    """Refuse a volume that the model was not made for; what is accepted all the same is said.
+
+    Raises:
+      ValueError: says what does not fit.
     """
     doubts = check_fit(
         model.contract,
         dtype=volume.dtype,
         axes="".join(volume.axes),
         voxel_size_nm=volume.voxel_size_nm,
-        accept_mismatch=settings.accept_mismatch,
+        accept_mismatch=accept_mismatch,
     )
     for doubt in doubts:
         _log.warning("accepted although %s", doubt)
-    roi = parse_roi(settings.roi, volume.shape)
+
+
+def _glance_at_values(volume: Volume, roi: Box) -> None:
+    """Refuse a volume of NaN before hours of work: a look at its first, middle and last section."""
     middle = (roi.start[0] + roi.stop[0]) // 2
-    for z in {roi.start[0], middle, roi.stop[0] - 1} if volume.dtype.kind == "f" else ():  # before hours of work
+    for z in {roi.start[0], middle, roi.stop[0] - 1} if volume.dtype.kind == "f" else ():
         read_finite(volume, Box((z, *roi.start[1:]), (z + 1, *roi.stop[1:])).clipped(_glance(roi, z)))
-    layout = legal_layout(roi.shape, 1, settings.chunk, settings.shard)
-    block = settings.block or (layout.shard[0], layout.shard[1], layout.shard[2])
-    check_alignment(block, layout.shard, roi.shape)
-    output = output_path(settings.output)
-    clear_output(output, settings.overwrite)
-    invalid = frozenset(volume.invalid_sections)
-    create_volume(
-        output,
-        roi.shape,
-        np.uint8,
-        voxel_size_nm=volume.voxel_size_nm,
-        chunk=layout.chunk,
-        shard=layout.shard,
-        attributes=_attributes(settings, model, volume, roi, invalid),
-        name=KIND,
-        translation_nm=_translation_nm(volume, roi),
-        exist_ok=True,
-    )
-    facts = {
-        "workflow": "predict",
-        "model": model.digest,
-        "input": {"path": volume.url, "identity": identity(volume)},
-        "roi": [roi.start, roi.stop],
-        "block": block,
-        "shard": layout.shard,
-        "output": "uint8",
-        "precision": "float32",
-    }
-    tile = settings.tile
-    plan = PredictPlan(Path(volume.url), output, model.bundle, roi, (tile[0], tile[1], tile[2]), invalid)
-    return plan, BlockGrid(roi.shape, block), facts
 
 
 def _glance(roi: Box, z: int, extent: int = 1024) -> Box:
@@ -162,16 +148,11 @@ def _translation_nm(volume: Volume, roi: Box) -> tuple[float, ...] | None:
     return tuple(size * start for size, start in zip(volume.voxel_size_nm, roi.start, strict=True))
 
 
-def _attributes(
-    settings: PredictSettings, model: FoundModel, volume: Volume, roi: Box, invalid: frozenset[int]
-) -> dict[str, Any]:
+def _attributes(settings: PredictSettings, model: FoundModel, volume: Volume, roi: Box) -> dict[str, Any]:
     inside = range(roi.start[0], roi.stop[0])
     return {
-        "made_by": "predict",
-        "kind": KIND,
         "polarity": "255 = membrane, 0 = cell; probability = value / 255",
-        "complete": False,
-        "invalid_sections": sorted(z - roi.start[0] for z in invalid if z in inside),
+        "invalid_sections": sorted(z - roi.start[0] for z in volume.invalid_sections if z in inside),
         "input": volume.url,
         "roi": [list(roi.start), list(roi.stop)],
         "model": {"name": model.name, "digest": model.digest, "training_run_id": model.run_id},

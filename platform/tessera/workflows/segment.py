@@ -21,29 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.engine.tasks import Process
-from tessera.geometry.blocks import BlockGrid, check_alignment
+from tessera.geometry.blocks import BlockGrid
 from tessera.geometry.boxes import Box
 from tessera.images.quantise import dequantise
 from tessera.labels.components import label_block
 from tessera.labels.merge import Numbering, apply_lookup, consecutive_numbering, provisional_edges, provisional_offsets
 from tessera.labels.seams import Connectivity, Faces, faces_of, neighbour_offsets, seam_edges
-from tessera.settings.places import home, input_path, output_path
+from tessera.settings.places import home, input_path
 from tessera.settings.segment import SegmentSettings
 from tessera.storage.arrays import load_arrays, save_arrays
 from tessera.storage.identity import identity
-from tessera.storage.layouts import legal_layout
 from tessera.storage.ledger import ledger_path, read_rows
-from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
-from tessera.tracking.runs import Tracker, check_tracking, tracked_run, tracking_uri
-from tessera.workflows.block_jobs import (
-    Stopwatch,
-    checksum,
-    claim_output,
-    clear_output,
-    open_finished,
-    run_block_job,
-    session,
-)
+from tessera.storage.volumes import Volume, open_volume, update_attributes
+from tessera.tracking.runs import Tracker, check_tracking, tracking_uri
+from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
+from tessera.workflows.outputs import OutputPlan, claim_output, open_finished, plan_output, tracked_output
 from tessera.workflows.plain import plain
 from tessera.workflows.predict import KIND as PROBABILITY
 
@@ -78,87 +70,63 @@ def segment(settings: SegmentSettings) -> Path:
       ValueError, OSError: something does not fit, before any work is done.
       BlocksFailedError: some blocks were given up, after the rest was done.
     """
-    uri = tracking_uri(settings.tracking.uri, home())
-    check_tracking(uri)
+    check_tracking(tracking_uri(settings.tracking.uri, home()))
     volume = open_finished(input_path(settings.volume))
+    plan, output = plan_segmentation(settings, volume)
     with session(settings):
-        plan, grid, facts = plan_segmentation(settings, volume)
-        claim_output(plan.output, facts)
-        tags = {"tessera.workflow": "segment", "tessera.output": str(plan.output)}
-        name = f"segment {plan.output.name}"
-        earlier = open_volume(plan.output).attributes.get("run_id")
-        with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=earlier) as run:
-            update_attributes(plan.output, run_id=run.run_id)
-            cells = _run_passes(settings, plan, grid, facts, run)
+        claim_output(output, overwrite=settings.overwrite)
+        with tracked_output(output, settings, {}) as run:
+            cells = _run_passes(settings, plan, output, run)
             if volume.attributes.get("run_id"):
                 run.link("predicted_by", volume.attributes["run_id"])
-    _log.info("%s: %d cells", plan.output, cells)
-    return plan.output
+    _log.info("%s: %d cells", output.path, cells)
+    return output.path
 
 
-def _run_passes(
-    settings: SegmentSettings, plan: SegmentPlan, grid: BlockGrid, facts: dict[str, Any], run: Tracker
-) -> int:
+def _run_passes(settings: SegmentSettings, plan: SegmentPlan, output: OutputPlan, run: Tracker) -> int:
     """Both passes and the numbering between them; returns the number of cells."""
-    faces = run_block_job(plan.output, grid, partial(_make_face_worker, plan), facts, settings, stage=FACES)
+    faces = run_block_job(output, partial(_make_face_worker, plan), settings, stage=FACES)
+    grid = output.grid
     numbering = number_cells(plan, grid)
     labels = run_block_job(
-        plan.output,
-        grid,
+        output,
         partial(_make_label_worker, plan),
-        facts,
         settings,
         item=lambda index: (grid.box(index), numbering.lookup(index)),
     )
-    update_attributes(plan.output, complete=True, cells=numbering.total)
+    update_attributes(output.path, complete=True, cells=numbering.total)
     if labels.computed:
         run.metrics(labels.metrics | {"cells": numbering.total, "faces_seconds": faces.seconds})
     return numbering.total
 
 
-def plan_segmentation(settings: SegmentSettings, volume: Volume) -> tuple[SegmentPlan, BlockGrid, dict[str, Any]]:
-    """Check everything that can be checked before work starts, and create the output.
+def plan_segmentation(settings: SegmentSettings, volume: Volume) -> tuple[SegmentPlan, OutputPlan]:
+    """Check everything that can be checked before work starts; nothing is touched.
 
     Raises:
       ValueError: the volume is no membrane probability, no threshold is known, or the block does not fit the shards.
-      FileExistsError: the output holds something else.
     """
-    threshold = _threshold(settings, volume)
-    layout = legal_layout(volume.shape, 8, settings.chunk, settings.shard)
-    block = settings.block or (layout.shard[0], layout.shard[1], layout.shard[2])
-    check_alignment(block, layout.shard, volume.shape)
-    output = output_path(settings.output)
-    clear_output(output, settings.overwrite)
-    create_volume(
-        output,
+    threshold, invalid = _threshold(settings, volume), volume.invalid_sections
+    shown = {"invalid_sections": sorted(invalid), "input": volume.url, "threshold": threshold}
+    output = plan_output(
+        settings,
+        settings.output,
         volume.shape,
         np.uint64,
+        block=settings.block,
+        made_by="segment",
+        kind="cells per section",
         voxel_size_nm=volume.voxel_size_nm,
-        chunk=layout.chunk,
-        shard=layout.shard,
-        attributes={
-            "made_by": "segment",
-            "kind": "cells per section",
-            "complete": False,
-            "invalid_sections": sorted(volume.invalid_sections),
-            "input": volume.url,
+        depends_on={
+            "input": {"path": volume.url, "identity": identity(volume)},
             "threshold": threshold,
-            "settings": plain(settings),
+            "connectivity": settings.connectivity,
         },
+        attributes=shown | {"settings": plain(settings)},
         name="cells",
-        exist_ok=True,
     )
-    facts = {
-        "workflow": "segment",
-        "input": {"path": volume.url, "identity": identity(volume)},
-        "threshold": threshold,
-        "connectivity": settings.connectivity,
-        "block": block,
-        "shard": layout.shard,
-    }
     connectivity = Connectivity(f"section-{settings.connectivity}")
-    plan = SegmentPlan(Path(volume.url), output, threshold, connectivity, frozenset(volume.invalid_sections))
-    return plan, BlockGrid(volume.shape, block), facts
+    return SegmentPlan(Path(volume.url), output.path, threshold, connectivity, frozenset(invalid)), output
 
 
 def _threshold(settings: SegmentSettings, volume: Volume) -> float:

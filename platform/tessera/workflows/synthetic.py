@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.engine.tasks import Process
-from tessera.geometry.blocks import BlockGrid
 from tessera.geometry.boxes import Box
 from tessera.images.phantom import VOXEL_SIZE_NM, Phantom, PhantomBlock
 from tessera.settings.common import RunnerSettings
 from tessera.settings.places import home
-from tessera.storage.layouts import Layout, legal_layout
+from tessera.storage.layouts import legal_layout
 from tessera.storage.ledger import remove_output
-from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
+from tessera.storage.volumes import open_volume, update_attributes
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job
+from tessera.workflows.outputs import OutputPlan, create_output
 
 PARTS = {"raw": np.uint8, "labels": np.uint8, "instances": np.uint64}
 
@@ -38,33 +38,24 @@ def synthetic_volumes(shape: tuple[int, int, int], seed: int, runner: RunnerSett
     """The phantom of this shape and seed under TESSERA_HOME/volumes; made unless it is there."""
     stem = f"phantom-{'x'.join(map(str, shape))}-{seed}"
     paths = {part: home() / "volumes" / f"{stem}-{part}.zarr" for part in PARTS}
-    layout = legal_layout(shape)
+    plans = {part: _plan(path, part, shape, seed) for part, path in paths.items()}
     if not all(path.exists() for path in paths.values()):
         # They share one ledger: with one of them gone, its rows no longer say what is there.
         for path in paths.values():
             remove_output(path)
-    made = [_create(path, part, shape, layout) for part, path in paths.items()]
+    made = [create_output(plan) for plan in plans.values()]
     if not all(volume.attributes.get("complete") for volume in made):
-        facts = {"workflow": "phantom", "shape": shape, "seed": seed}
         # One pass makes a block of all three, recorded in the ledger of the raw volume.
-        run_block_job(paths["raw"], BlockGrid(shape, layout.shard), partial(_make_worker, paths, seed), facts, runner)
+        run_block_job(plans["raw"], partial(_make_worker, paths, seed), runner)
         for path in paths.values():
             update_attributes(path, complete=True, invalid_sections=[])
     return SyntheticVolumes(**paths)
 
 
-def _create(path: Path, part: str, shape: tuple[int, int, int], layout: Layout) -> Volume:
-    return create_volume(
-        path,
-        shape,
-        PARTS[part],
-        voxel_size_nm=VOXEL_SIZE_NM,
-        chunk=layout.chunk,
-        shard=layout.shard,
-        attributes={"made_by": "phantom", "kind": part, "complete": False},
-        name=part,
-        exist_ok=True,
-    )
+def _plan(path: Path, part: str, shape: tuple[int, int, int], seed: int) -> OutputPlan:
+    dtype, depends_on = np.dtype(PARTS[part]).name, {"shape": shape, "seed": seed}
+    layout = legal_layout(shape)
+    return OutputPlan(path, "phantom", part, shape, dtype, layout, layout.shard, VOXEL_SIZE_NM, depends_on, name=part)
 
 
 def _make_worker(paths: Mapping[str, Path], seed: int) -> Process:

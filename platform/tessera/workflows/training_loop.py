@@ -6,7 +6,7 @@ and the threshold is chosen on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,29 +47,15 @@ def training_loop(config: dict[str, Any]) -> None:
     held_out = load_annotated(split.held_out, settings.data) if split.held_out else None
 
     def batches(first_step: int) -> Iterator[Mapping[str, NDArray[Any]]]:
-        return sample_batches(
-            make_sample,
-            shared,
-            first=first_step * schedule.batch,
-            last=schedule.steps * schedule.batch,
-            rank=rank,
-            world=world,
-            batch_size=schedule.batch // world,
-        )
+        first, last = first_step * schedule.batch, schedule.steps * schedule.batch
+        per_rank = schedule.batch // world
+        return sample_batches(make_sample, shared, first=first, last=last, rank=rank, world=world, batch_size=per_rank)
 
     def on_checkpoint(snapshot: Snapshot) -> None:
-        if rank != 0:
+        if rank == 0:
+            report(*judged(snapshot, contract, held_out))
+        else:
             report({})
-            return
-        outcome = validate(snapshot, contract, held_out) if held_out else Validation(contract.threshold, {}, {})
-        final = contract.with_training(outcome.threshold, steps=snapshot.step, validation=outcome.scores)
-
-        def save(folder: Path) -> None:
-            snapshot.save(folder, final)
-            if outcome.arrays:
-                save_arrays(folder / VALIDATION, outcome.arrays)
-
-        report({"step": snapshot.step} | {f"val_{name}": value for name, value in outcome.scores.items()}, save)
 
     plan = FitPlan(schedule.steps, schedule.log_every, schedule.checkpoint_every, settings.seed)
     with last_checkpoint() as resume:
@@ -82,6 +68,21 @@ def training_loop(config: dict[str, Any]) -> None:
             on_checkpoint=on_checkpoint,
             resume=resume,
         )
+
+
+def judged(
+    snapshot: Snapshot, contract: Contract, held_out: AnnotatedSet | None
+) -> tuple[dict[str, float], Callable[[Path], None]]:
+    """A snapshot's report, and the function that keeps it as a checkpoint, with its threshold and a picture."""
+    outcome = validate(snapshot, contract, held_out) if held_out else Validation(contract.threshold, {}, {})
+    final = contract.with_training(outcome.threshold, steps=snapshot.step, validation=outcome.scores)
+
+    def save(folder: Path) -> None:
+        snapshot.save(folder, final)
+        if outcome.arrays:
+            save_arrays(folder / VALIDATION, outcome.arrays)
+
+    return {"step": snapshot.step} | {f"val_{name}": value for name, value in outcome.scores.items()}, save
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""A volume that a job makes: planned without touching anything, claimed for that job alone, tracked while it grows.
+
+    plan --> claim: folder and ledger are this job's --> blocks --> complete
+
+A plan is a plain value: whoever wants to know what a job would do makes one, and nothing has happened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tessera.geometry.blocks import BlockGrid, check_alignment
+from tessera.settings.common import OutputSettings, TrackedOutputSettings
+from tessera.settings.places import home, output_path
+from tessera.storage.layouts import Layout, legal_layout
+from tessera.storage.ledger import Ledger, ledger_path, remove_output
+from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
+from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
+from tessera.workflows.plain import plain
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """A volume to be made, checked in all that can be checked beforehand.
+
+    Attributes:
+      path: where.
+      made_by: the workflow.
+      kind: what its voxels mean.
+      shape: z, y, x, voxels.
+      dtype: name of the voxel type.
+      layout: chunk and shard.
+      block: voxels per task: whole shards.
+      voxel_size_nm: z, y, x; None where the input does not say.
+      depends_on: JSON values that the voxels depend on, besides the layout: another job's have others.
+      attributes: further entries of the `tessera` attribute.
+      name: the image's; the folder's by default.
+      translation_nm: where voxel 0 lies, z, y, x; None at the origin.
+    """
+
+    path: Path
+    made_by: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: Layout
+    block: tuple[int, ...]
+    voxel_size_nm: tuple[float, float, float] | None
+    depends_on: Mapping[str, Any]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    translation_nm: tuple[float, ...] | None = None
+
+    @property
+    def grid(self) -> BlockGrid:
+        """Its tasks."""
+        return BlockGrid(self.shape, self.block)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that a block's voxels depend on; what differs is told when another job claims the output."""
+        own = {"workflow": self.made_by, "block": self.block, "shard": self.layout.shard, "output": self.dtype}
+        return own | dict(self.depends_on)
+
+    @property
+    def key(self) -> str:
+        """The ledger's key: a digest of the facts."""
+        return digest_of(self.facts)
+
+
+def plan_output(
+    settings: OutputSettings,
+    output: str,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    *,
+    block: tuple[int, int, int] | None = None,
+    **facts: Any,
+) -> OutputPlan:
+    """Choose layout and block of an output and check them; `facts` are the plan's further attributes.
+
+    Raises:
+      ValueError: chunk, shard and block do not fit each other or the shape, or the place is not legal.
+    """
+    kind = np.dtype(dtype)
+    layout = legal_layout(shape, kind.itemsize, settings.chunk, settings.shard)
+    chosen = block or layout.shard
+    check_alignment(chosen, layout.shard, shape)
+    return OutputPlan(output_path(output), shape=shape, dtype=kind.name, layout=layout, block=chosen, **facts)
+
+
+def digest_of(facts: Mapping[str, Any]) -> str:
+    """A digest of JSON values, whatever their order.
+
+    >>> digest_of({"a": (1, 2), "b": 3}) == digest_of({"b": 3, "a": [1, 2]})
+    True
+    """
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def claim_output(plan: OutputPlan, *, overwrite: bool = False, stage: str | None = None) -> None:
+    """Create the output, or make sure that it is this job's, before anything of it is changed.
+
+    Raises:
+      FileExistsError: something else is there, or it is finished and no ledger tells by which job.
+      ValueError: it is another job's.
+    """
+    if overwrite:
+        remove_output(plan.path)
+    create_output(plan)
+    begun = (ledger_path(plan.path) / (stage or ".") / "job.json").exists()
+    if not begun and open_volume(plan.path).attributes.get("complete"):
+        raise FileExistsError(
+            f"{plan.path} is a finished volume without its ledger ({ledger_path(plan.path)}): whether this job made it "
+            "cannot be told, and it would be overwritten. Give another output, or say `--overwrite true`."
+        )
+    Ledger.open(plan.path, plan.key, plan.facts, stage=stage).close()
+
+
+def create_output(plan: OutputPlan) -> Volume:
+    """Create the volume, or open it where it is there already.
+
+    Raises:
+      FileExistsError: something else is there.
+    """
+    own = {"made_by": plan.made_by, "kind": plan.kind, "complete": False, **plan.attributes}
+    return create_volume(
+        plan.path,
+        plan.shape,
+        plan.dtype,
+        voxel_size_nm=plan.voxel_size_nm,
+        chunk=plan.layout.chunk,
+        shard=plan.layout.shard,
+        attributes=own,
+        name=plan.name,
+        translation_nm=plan.translation_nm,
+        exist_ok=True,
+    )
+
+
+@contextmanager
+def tracked_output(plan: OutputPlan, settings: TrackedOutputSettings, tags: Mapping[str, str]) -> Iterator[Tracker]:
+    """The MLflow run of a claimed output: the one that an interrupted job began, else a new one."""
+    uri = tracking_uri(settings.tracking.uri, home())
+    name = f"{plan.made_by} {plan.path.name}"
+    shown = {"tessera.workflow": plan.made_by, "tessera.output": str(plan.path), **tags}
+    earlier = open_volume(plan.path).attributes.get("run_id")
+    with tracked_run(uri, settings.tracking.experiment, name, plain(settings), shown, home(), resume=earlier) as run:
+        update_attributes(plan.path, run_id=run.run_id)
+        yield run
+
+
+def open_finished(path: Path) -> Volume:
+    """Open a volume to read, and refuse one that a job of ours has not finished.
+
+    Raises:
+      ValueError: it is half-written; its missing blocks would read as zeros.
+    """
+    volume = open_volume(path)
+    if volume.attributes.get("complete") is False:
+        raise ValueError(
+            f"{path} is only half-written: blocks that are missing would read as zeros. Run the command that makes it "
+            "again; it does only what is missing."
+        )
+    return volume
