@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from tessera.images.colours import label_colours
+from tessera.images.colours import label_colours, shown_grey
 
 
 @given(hnp.arrays(np.uint64, (4, 5), elements=st.integers(0, 2**64 - 1)))
@@ -45,3 +45,12 @@ def test_the_colours_of_today_are_those_of_tomorrow() -> None:
 def test_labels_that_are_no_ids_are_errors(labels: NDArray[np.generic]) -> None:
     with pytest.raises(ValueError, match="ids are integers of 0 or more"):
         label_colours(labels)
+
+
+def test_grey_values_of_any_type_are_shown_from_black_to_white() -> None:
+    section = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert shown_grey(section) is section
+    wide = shown_grey(section.astype(np.uint16) * 200 + 5000)
+    assert (wide.min(), wide.max(), wide.dtype) == (0, 255, np.uint8)
+    assert (np.diff(wide.ravel().astype(int)) >= 0).all()
+    assert (shown_grey(np.full((4, 4), 7.5, np.float32)) == 0).all(), "a constant section is no error"

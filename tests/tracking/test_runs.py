@@ -66,7 +66,7 @@ def test_links_can_be_followed_both_ways(uri: str, home: Path) -> None:
 
 def test_pictures_are_logged_at_their_step(uri: str, home: Path) -> None:
     rows = [{"raw": np.zeros((20, 30), np.uint8), "probability": np.ones((20, 30), np.float32)}]
-    sheet = contact_sheet(rows, ["section 3"], inches=1.0)
+    sheet = contact_sheet(rows, ["section 3"])
     assert sheet.dtype == np.uint8
     assert sheet.shape[2] == 3
     assert png_bytes(sheet).startswith(b"\x89PNG")

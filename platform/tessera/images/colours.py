@@ -1,4 +1,4 @@
-"""Colours for label pictures: the same id has the same colour in every block, picture and run."""
+"""Greys and colours for pictures; the same id has the same colour in every block, picture and run."""
 
 from __future__ import annotations
 
@@ -37,3 +37,19 @@ def label_colours(labels: NDArray[Any]) -> NDArray[np.uint8]:
     divisors = np.array([_LEVELS**2, _LEVELS, 1], np.uint64)
     colours = (hashed[..., None] // divisors % np.uint64(_LEVELS) + np.uint64(_DARKEST)).astype(np.uint8)
     return np.where((labels > 0)[..., None], colours, np.uint8(0))
+
+
+def shown_grey(raw: NDArray[Any]) -> NDArray[np.uint8]:
+    """Grey values for the eye: uint8 as it is; others stretched between their 0.5th and 99.5th percentile.
+
+    Args:
+      raw: integer or float, (y, x).
+
+    Returns:
+      uint8, (y, x).
+    """
+    if raw.dtype == np.uint8:
+        return raw
+    low, high = np.percentile(raw, (0.5, 99.5))
+    stretched = (raw.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
+    return np.rint(np.clip(stretched, 0, 1) * 255).astype(np.uint8)

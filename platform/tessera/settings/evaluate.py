@@ -17,6 +17,7 @@ class EvaluateSettings:
       sections: which sections to score, such as 24-29; null takes all valid ones.
       threshold: the frozen threshold whose scores come first; null takes the one chosen in training.
       invert_labels: true where the labels say 0 for cell and anything else for membrane.
+      cells: the label volume that `tessera segment` wrote, to be shown beside the truth in the run's pictures.
       tracking: where MLflow keeps the run.
     """
 
@@ -25,6 +26,7 @@ class EvaluateSettings:
     sections: str | None = None
     threshold: float | None = None
     invert_labels: bool = False
+    cells: str | None = None
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:

@@ -16,8 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.geometry.boxes import Box
-from tessera.images.colours import label_colours
-from tessera.images.quantise import dequantise
 from tessera.images.smoothing import smoothed_brightness
 from tessera.metrics.isbi import finish, score_section
 from tessera.settings.common import RunnerSettings
@@ -33,6 +31,7 @@ from tessera.tracking.pictures import contact_sheet, png_bytes
 from tessera.tracking.runs import Tracker, tracking_uri
 from tessera.workflows.block_jobs import session
 from tessera.workflows.evaluate import evaluate
+from tessera.workflows.panels import SectionPanels
 from tessera.workflows.predict import predict
 from tessera.workflows.segment import segment
 from tessera.workflows.synthetic import SyntheticVolumes, synthetic_volumes
@@ -93,7 +92,9 @@ def run_demo(settings: DemoSettings) -> DemoResult:
         _log.info("4/5 cutting it into cells")
         cells = segment(SegmentSettings(str(membranes), f"{name}-cells", workers=workers, tracking=settings.tracking))
     _log.info("5/5 scoring sections %s, which nothing has seen", held_out)
-    scores = evaluate(EvaluateSettings(str(membranes), str(truth.labels), held_out, tracking=settings.tracking))
+    scores = evaluate(
+        EvaluateSettings(str(membranes), str(truth.labels), held_out, cells=str(cells), tracking=settings.tracking)
+    )
     raw = smoothed_raw_score(truth, scores["sections"])
     sheet = draw(truth, membranes, cells, scores["sections"][:3])
     picture = home() / "runs" / name / "sections.png"
@@ -116,21 +117,8 @@ def smoothed_raw_score(truth: SyntheticVolumes, sections: list[int]) -> float:
 
 def draw(truth: SyntheticVolumes, membranes: Path, cells: Path, sections: list[int]) -> NDArray[np.uint8]:
     """Raw, probability, truth and cells of some sections."""
-    volumes = {name: open_volume(path) for name, path in _columns(truth, membranes, cells).items()}
-    rows = [
-        {
-            "raw": _section(volumes["raw"], z),
-            "membrane probability": dequantise(_section(volumes["membranes"], z)),
-            "truth": _section(volumes["labels"], z),
-            "cells": label_colours(_section(volumes["cells"], z)),
-        }
-        for z in sections
-    ]
-    return contact_sheet(rows, [f"section {z}" for z in sections])
-
-
-def _columns(truth: SyntheticVolumes, membranes: Path, cells: Path) -> dict[str, Path]:
-    return {"raw": truth.raw, "labels": truth.labels, "membranes": membranes, "cells": cells}
+    panels = SectionPanels(open_volume(membranes), open_volume(truth.labels), open_volume(cells))
+    return contact_sheet([panels.of(z) for z in sections], [f"section {z}" for z in sections])
 
 
 def _section(volume: Any, z: int) -> NDArray[Any]:

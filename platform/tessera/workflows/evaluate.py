@@ -1,7 +1,8 @@
-"""Membrane probability against ground truth: the ISBI 2012 metrics, section by section, logged with the lineage."""
+"""Membrane probability against ground truth: the ISBI 2012 metrics per section, with pictures and the lineage."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,14 @@ from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.places import home, input_path
 from tessera.settings.sections import parse_sections
 from tessera.storage.volumes import Volume
+from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 from tessera.workflows.annotated import cells_of_labels, check_is_labels, check_membrane_share
-from tessera.workflows.block_jobs import open_finished
+from tessera.workflows.outputs import open_finished
+from tessera.workflows.panels import SectionPanels
 from tessera.workflows.plain import plain
 from tessera.workflows.predict import KIND as PROBABILITY
+from tessera.workflows.segment import KIND as CELLS
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
@@ -33,13 +37,29 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     probability, labels = open_finished(input_path(settings.volume)), open_finished(input_path(settings.labels))
     sections = _scored_sections(settings, probability, labels)
     # Refused before hours of scoring: against swapped labels every score is a number, and means nothing.
-    cells = (cells_of_labels(_section(labels, z), invert=settings.invert_labels) for z in sections)
-    check_membrane_share(cells, labels.url, "--invert_labels")
+    truth = (cells_of_labels(_section(labels, z), invert=settings.invert_labels) for z in sections)
+    check_membrane_share(truth, labels.url, "--invert_labels")
+    panels = SectionPanels(probability, labels, _cells(settings, probability), settings.invert_labels)
+    result = scored(settings, probability, labels, sections)
+    uri = tracking_uri(settings.tracking.uri, home())
+    tags = {"tessera.workflow": "evaluate", "tessera.output": probability.url}
+    name = f"evaluate {probability.url.rsplit('/', 1)[-1]}"
+    with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home()) as run:
+        _log_scores(run, result, probability)
+        for z in shown_sections(sections):
+            run.picture("section", contact_sheet([panels.of(z)], [f"section {z}"]), step=z)
+    return result
+
+
+def scored(
+    settings: EvaluateSettings, probability: Volume, labels: Volume, sections: tuple[int, ...]
+) -> dict[str, Any]:
+    """The scores as JSON values, the frozen threshold's first."""
     frozen = settings.threshold if settings.threshold is not None else probability.attributes.get("threshold")
     scores = score_volume(probability, labels, sections, frozen, invert=settings.invert_labels)
     # The maximum is that of published tables: over their thresholds, not over one that a user adds.
     published = replace(scores, rows=tuple(row for row in scores.rows if row.threshold in THRESHOLDS))
-    result = {
+    return {
         "volume": probability.url,
         "labels": labels.url,
         "sections": [int(z) for z in sections],
@@ -47,12 +67,31 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         "maximum_over_thresholds": published.best(),
         "by_threshold": scores.to_dict()["rows"],
     }
-    uri = tracking_uri(settings.tracking.uri, home())
-    tags = {"tessera.workflow": "evaluate", "tessera.output": probability.url}
-    name = f"evaluate {probability.url.rsplit('/', 1)[-1]}"
-    with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home()) as run:
-        _log_scores(run, result, probability)
-    return result
+
+
+def shown_sections(sections: Sequence[int], most: int = 10) -> list[int]:
+    """Sections to draw: all, or `most` of them evenly spread.
+
+    >>> shown_sections(range(24, 30))
+    [24, 25, 26, 27, 28, 29]
+    >>> shown_sections(range(100), most=3)
+    [0, 50, 99]
+    """
+    if len(sections) <= most:
+        return list(sections)
+    return [sections[round(i)] for i in np.linspace(0, len(sections) - 1, most)]
+
+
+def _cells(settings: EvaluateSettings, probability: Volume) -> Volume | None:
+    if settings.cells is None:
+        return None
+    cells = open_finished(input_path(settings.cells))
+    if cells.shape != probability.shape or cells.attributes.get("kind") != CELLS:
+        raise ValueError(
+            f"cells {cells.url} hold {cells.attributes.get('kind')} of shape {cells.shape}, the probability has shape "
+            f"{probability.shape}: they were not cut from it. Give the output of tessera segment on this volume."
+        )
+    return cells
 
 
 def score_volume(

@@ -41,7 +41,7 @@ from tessera.workflows.predict import KIND as PROBABILITY
 
 _log = logging.getLogger(__name__)
 
-FACES = "faces"
+KIND, FACES = "cells per section", "faces"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def plan_segmentation(settings: SegmentSettings, volume: Volume) -> tuple[Segmen
         np.uint64,
         block=settings.block,
         made_by="segment",
-        kind="cells per section",
+        kind=KIND,
         voxel_size_nm=volume.voxel_size_nm,
         depends_on={
             "input": {"path": volume.url, "identity": identity(volume)},

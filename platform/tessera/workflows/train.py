@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tessera import __version__
 from tessera.images.augment import Augmentation
+from tessera.images.colours import shown_grey
 from tessera.images.normalise import estimate_global
 from tessera.model.bundle import Contract, load_contract
 from tessera.settings.common import RunnerSettings
@@ -283,5 +284,9 @@ def hear_report(run: Tracker, progress: Path, report: Mapping[str, Any], checkpo
 
 def validation_picture(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
     """Raw, probability and truth of the first validation section, side by side."""
-    panel = {"raw": arrays["raw"], "membrane probability": arrays["probability"], "truth": arrays["membrane"] * 1.0}
+    panel = {
+        "raw": shown_grey(arrays["raw"]),
+        "membrane probability": arrays["probability"],
+        "truth": arrays["membrane"] * 1.0,
+    }
     return contact_sheet([panel], [str(arrays["name"])])

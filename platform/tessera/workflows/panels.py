@@ -1,0 +1,67 @@
+"""Sections for the eye: raw, membrane probability, truth and cells, cut from a job's volumes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.geometry.boxes import Box
+from tessera.images.colours import label_colours, shown_grey
+from tessera.images.quantise import dequantise
+from tessera.storage.volumes import Volume, open_volume
+from tessera.workflows.annotated import cells_of_labels
+
+_log = logging.getLogger(__name__)
+
+# A larger section is shown by its middle: pictures are for judging voxels, and a browser has to load them.
+LARGEST_PX = 1024
+
+
+@dataclass(frozen=True)
+class SectionPanels:
+    """The volumes of a scored prediction.
+
+    Attributes:
+      probability: membrane probability, uint8.
+      labels: the truth, of the same shape.
+      cells: labels made from the probability, of the same shape.
+      invert_labels: whether the truth's 0 is cell.
+    """
+
+    probability: Volume
+    labels: Volume
+    cells: Volume | None = None
+    invert_labels: bool = False
+
+    def of(self, z: int) -> dict[str, NDArray[Any]]:
+        """Panels of one section, in the probability's numbering, pixel for pixel."""
+        box = _middle(z, self.probability.shape)
+        raw = _raw(self.probability, box)
+        panels: dict[str, NDArray[Any]] = {} if raw is None else {"raw": shown_grey(raw)}
+        panels["membrane probability"] = dequantise(self.probability.read(box)[0])
+        cells = cells_of_labels(self.labels.read(box)[0], invert=self.invert_labels)
+        panels["truth"] = (~cells).astype(np.float32)  # bright membrane, like the probability beside it
+        if self.cells is not None:
+            panels["cells"] = label_colours(self.cells.read(box)[0])
+        return panels
+
+
+def _middle(z: int, shape: tuple[int, ...]) -> Box:
+    extents = [min(n, LARGEST_PX) for n in shape[1:]]
+    starts = [(n - extent) // 2 for n, extent in zip(shape[1:], extents, strict=True)]
+    return Box((z, *starts), (z + 1, *(a + b for a, b in zip(starts, extents, strict=True))))
+
+
+def _raw(probability: Volume, box: Box) -> NDArray[Any] | None:
+    """What was predicted there; None where the raw volume has been moved since."""
+    name, roi = probability.attributes.get("input"), probability.attributes.get("roi")
+    if not name or not roi or not Path(name).exists():
+        _log.warning("the raw volume %s is not there any more: pictures go without it", name)
+        return None
+    raw: NDArray[Any] = open_volume(name).read(box.shifted(tuple(roi[0])))[0]
+    return raw
