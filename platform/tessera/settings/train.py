@@ -131,8 +131,8 @@ class TrainSettings:
 
     Args:
       name: of the run; its folder is TESSERA_HOME/runs/NAME; null makes one from the time.
-      refit: name of a finished run of the same settings: learn from its training and validation sections together,
-        with its threshold frozen and nothing chosen.
+      refit: name of a finished run of the same settings but for the seed: learn from its training and validation
+        sections together, with its threshold frozen and nothing chosen.
       data: what is learned from and what is held out.
       network: the U-Net.
       augmentation: what is done to each sample.

@@ -132,7 +132,8 @@ def chosen_split(settings: TrainSettings, prints: Mapping[str, str]) -> tuple[Sp
     begun = json.loads((folder / RUN).read_text())
     earlier = begun["settings"]
     _check_same_data(folder, begun, prints)
-    same = {"name": None, "refit": None, "register_as": None, "tracking": None}
+    # A recipe is chosen with one seed, and refitted with as many as its spread needs.
+    same = {"name": None, "refit": None, "register_as": None, "tracking": None, "seed": None}
     if {**earlier, **same} != {**plain(settings), **same}:
         raise ValueError(
             f"refit={settings.refit}: that run had other settings ({folder / RUN}), so its threshold was chosen for "
