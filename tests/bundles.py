@@ -8,19 +8,28 @@ from typing import Literal
 import numpy as np
 
 from tessera.images.normalise import Normalisation
+from tessera.images.symmetries import SymmetryCount
 from tessera.model.bundle import Contract, save_bundle
 from tessera.model.spec import UnetSpec
 from tessera.model.unet import build_unet
 
 
-def make_bundle(folder: Path, padding: Literal["valid", "same"] = "same", *, seed: int = 3) -> Path:
-    """A bundle for uint8 volumes of 50 x 4 x 4 nm, whose probabilities spread over (0, 1); threshold 0.5."""
+def make_bundle(
+    folder: Path,
+    padding: Literal["valid", "same"] = "same",
+    *,
+    seed: int = 3,
+    symmetries: SymmetryCount = 1,
+    voxel_size_nm: tuple[float, float, float] = (50.0, 4.0, 4.0),
+) -> Path:
+    """A bundle for uint8 volumes, whose probabilities spread over (0, 1); threshold 0.5."""
     spec = UnetSpec(filters=3, depth=2, padding=padding, batch_norm=True, dropout=0.2)
     model = build_unet(spec, seed=seed)
     rng = np.random.default_rng(seed)
     model.set_weights([w + 0.1 * np.abs(rng.standard_normal(w.shape)).astype(np.float32) for w in model.get_weights()])
     _centre_logits(model)
-    contract = Contract(spec, Normalisation("global", 128.0, 60.0), "uint8", (50.0, 4.0, 4.0), threshold=0.5)
+    rule = Normalisation("global", 128.0, 60.0)
+    contract = Contract(spec, rule, "uint8", voxel_size_nm, threshold=0.5, symmetries=symmetries)
     save_bundle(folder, model, contract)
     return folder
 

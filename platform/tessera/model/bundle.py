@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from tessera.images.normalise import Normalisation
+from tessera.images.symmetries import SymmetryCount, check_square
 from tessera.model.spec import UnetSpec
 
 WEIGHTS, CONTRACT = "weights.keras", "contract.json"
+FORMAT = "tessera-bundle/2"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Contract:
       training: provenance: run id, data fingerprint, steps, validation scores, software version.
       axes: of input and output volumes.
       channels: what each output channel is the probability of.
+      symmetries: how many of the square's the threshold was chosen with; prediction averages over as many.
     """
 
     network: UnetSpec
@@ -48,11 +51,15 @@ class Contract:
     training: dict[str, Any] = field(default_factory=dict)
     axes: str = "zyx"
     channels: tuple[str, ...] = ("membrane probability",)
+    symmetries: SymmetryCount = 1
+
+    def __post_init__(self) -> None:
+        check_square(self.symmetries, self.voxel_size_nm)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, JSON-ready; the layer records stand beside the spec for other tools to read."""
         return {
-            "format": "tessera-bundle/1",
+            "format": FORMAT,
             "network": self.network.to_dict(),
             "layers": [[r.kind, r.kernel, r.stride, r.padding] for r in self.network.records],
             "normalisation": self.normalisation.to_dict(),
@@ -61,6 +68,7 @@ class Contract:
             "voxel_size_nm": list(self.voxel_size_nm),
             "channels": list(self.channels),
             "threshold": self.threshold,
+            "symmetries": self.symmetries,
             "training": self.training,
         }
 
@@ -71,8 +79,7 @@ class Contract:
         Raises:
           ValueError: another format or a missing entry.
         """
-        if plain.get("format") != "tessera-bundle/1":
-            raise ValueError(f"contract format {plain.get('format')!r} is not 'tessera-bundle/1': not made by tessera?")
+        _check_format(plain.get("format"))
         try:
             z, y, x = (float(size) for size in plain["voxel_size_nm"])
             return cls(
@@ -84,6 +91,7 @@ class Contract:
                 training=plain["training"],
                 axes=plain["axes"],
                 channels=tuple(plain["channels"]),
+                symmetries=plain["symmetries"],
             )
         except KeyError as missing:
             raise ValueError(f"contract entry {missing} is missing: the bundle is damaged. Export it again.") from None
@@ -95,6 +103,17 @@ class Contract:
     def with_training(self, threshold: float | None, **facts: Any) -> Contract:
         """This contract with a chosen threshold and further provenance."""
         return replace(self, threshold=threshold, training={**self.training, **facts})
+
+
+def _check_format(found: Any) -> None:
+    if found == "tessera-bundle/1":
+        raise ValueError(
+            f"contract format 'tessera-bundle/1' is not {FORMAT!r}: it does not say over how many symmetries "
+            'predictions are averaged. An earlier tessera never averaged: set "format" to '
+            f'"{FORMAT}" and add "symmetries": 1.'
+        )
+    if found != FORMAT:
+        raise ValueError(f"contract format {found!r} is not {FORMAT!r}: not made by tessera?")
 
 
 def save_bundle(folder: Path, model: Any, contract: Contract) -> None:

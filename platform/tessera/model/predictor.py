@@ -2,6 +2,10 @@
 
 The predictor always runs the valid graph, whatever padding training used: every output voxel has seen real context,
 or the mirror beyond a true edge (overlap-tile: Ronneberger, Fischer and Brox 2015, section 2 and figure 2).
+
+Averaging over symmetries happens tile by tile, inside `predict`, and is as exact as one pass: pooling windows start
+`phase` pixels into a legal input and end as many before its end, so that a flipped or turned input pools the very
+windows of the upright one, on the grid anchored at voxel 0 of the volume.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from tessera.geometry.arithmetic import Arithmetic
 from tessera.geometry.boxes import Box
 from tessera.geometry.tiles import tiles_of, widest_context
 from tessera.images.mirror import read_mirrored
+from tessera.images.symmetries import Symmetry, SymmetryCount, check_square, symmetries_of
 from tessera.model.bundle import Contract, load_contract, load_model
 from tessera.model.spec import UnetSpec
 
@@ -51,10 +56,50 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return probability.astype(np.float32, copy=False)
 
 
-def load_predictor(folder: Path) -> tuple[Predict, Contract]:
-    """The predictor and contract of a bundle."""
+def averaged(predict: Predict, symmetries: Sequence[Symmetry]) -> Predict:
+    """`predict` averaged over `symmetries`: the mean of what it gives for each orientation, laid back upright.
+
+    One pass follows the other into a running sum, so the number of symmetries costs time, not memory: two outputs are
+    held at once. The mean is taken of probabilities, not of logits: one orientation that is sure and wrong then
+    cannot outvote the others.
+
+    Args:
+      predict: see `Predict`; for turns by 90 degrees its arithmetic must be the same along y and x, as `UnetSpec`'s is.
+      symmetries: at least one. For 1, `predict` itself comes back where that is the identity.
+
+    Raises:
+      ValueError: there is no symmetry to average over.
+    """
+    if not symmetries:
+        raise ValueError("symmetries is empty: there is nothing to average. Give at least the identity.")
+    if tuple(symmetries) == symmetries_of(1):
+        return predict
+
+    def predict_averaged(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        first, *others = symmetries
+        total = np.array(first.invert(predict(first.apply(tiles))), np.float32)
+        for symmetry in others:
+            total += symmetry.invert(predict(symmetry.apply(tiles)))
+        total /= len(symmetries)
+        return total
+
+    return predict_averaged
+
+
+def load_predictor(folder: Path, symmetries: SymmetryCount | None = None) -> tuple[Predict, Contract]:
+    """The predictor and contract of a bundle.
+
+    Args:
+      folder: the bundle.
+      symmetries: how many to average over; None takes the contract's.
+
+    Raises:
+      FileNotFoundError, ValueError: the folder is not a bundle, or a damaged one; or turns do not fit its voxel size.
+    """
     contract = load_contract(folder)
-    return valid_predict(load_model(folder), contract.network), contract
+    count = contract.symmetries if symmetries is None else symmetries
+    check_square(count, contract.voxel_size_nm)
+    return averaged(valid_predict(load_model(folder), contract.network), symmetries_of(count)), contract
 
 
 def predict_box(

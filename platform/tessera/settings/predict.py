@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from tessera.geometry.boxes import Box
+from tessera.images.symmetries import SymmetryCount
 from tessera.settings.common import TrackedOutputSettings, check_layout
 from tessera.settings.places import check_apart
 
@@ -22,6 +23,8 @@ class PredictSettings(TrackedOutputSettings):
       output: name or path of the probability volume.
       roi: half-open region of interest in voxels, such as 0:10,100:400,0:512 (z, y, x); null takes everything.
       tile: most useful voxels the network yields per pass, z, y, x. Changes speed and memory, never a voxel.
+      symmetries: orientations of each tile to average over: 1 as is, 4 flips, 8 flips and turns by 90 degrees, at as
+        many times the cost; null takes those that the model's threshold was chosen with.
       block: voxels per task, z, y, x: a whole number of output shards; null takes one shard.
       chunk: voxels a reader of the output decodes at once; null chooses.
       shard: voxels per output object; null chooses.
@@ -38,6 +41,7 @@ class PredictSettings(TrackedOutputSettings):
     output: str = ""
     roi: str | None = None
     tile: tuple[int, int, int] = (1, 512, 512)
+    symmetries: SymmetryCount | None = None
     accept_mismatch: bool = False
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from math import inf
 from typing import Literal
 
 from tessera.images.augment import Augmentation
+from tessera.images.symmetries import SymmetryCount
 from tessera.model.optimiser import OptimiserSpec
 from tessera.model.spec import UnetSpec
 from tessera.settings.common import TrackingSettings
@@ -105,6 +106,18 @@ class ScheduleSettings:
 
 
 @dataclass(frozen=True)
+class InferenceSettings:
+    """How held-out sections are predicted, and with the finished model every volume.
+
+    Args:
+      symmetries: orientations to average over: 1 as is, 4 flips, 8 flips and turns by 90 degrees, at as many times the
+        cost. The threshold is chosen on the averages, and the model keeps the number.
+    """
+
+    symmetries: SymmetryCount = 1
+
+
+@dataclass(frozen=True)
 class ResourceSettings:
     """What training may occupy.
 
@@ -139,6 +152,7 @@ class TrainSettings:
       loss: the border-weighted cross-entropy.
       optimiser: the optimiser and its schedule.
       schedule: how long and how often.
+      inference: how held-out sections are predicted.
       resources: workers and GPUs.
       tracking: where MLflow keeps the run.
       register_as: name of the model in MLflow's registry.
@@ -157,6 +171,7 @@ class TrainSettings:
     loss: LossSettings = field(default_factory=LossSettings)
     optimiser: OptimiserSpec = field(default_factory=lambda: OptimiserSpec(learning_rate=3e-3, warmup_steps=20))
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
     resources: ResourceSettings = field(default_factory=ResourceSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     register_as: str = "tessera-unet"

@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)
 
     class BundleModel(PythonModel):
-        """Predicts whole sections, mirrored at their edges, with the bundle's own normalisation."""
+        """Predicts whole sections, mirrored at their edges, with the bundle's own normalisation and averaging."""
 
         def load_context(self, context: Any) -> None:
             """Load the bundle from the model's artifacts."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tessera.engine.tasks import Process
 from tessera.geometry.boxes import Box
 from tessera.images.quantise import quantise
+from tessera.images.symmetries import SymmetryCount, check_square
 from tessera.model.bundle import check_fit
 from tessera.model.predictor import load_predictor, predict_box
 from tessera.settings.places import home, input_path
@@ -49,6 +50,7 @@ class PredictPlan:
       bundle: the model's folder.
       roi: the region predicted, in the raw volume's voxels; the output's voxel 0 is its start.
       tile: most useful voxels per pass.
+      symmetries: how many to average over.
       invalid: invalid sections, in the raw volume's numbering.
     """
 
@@ -57,6 +59,7 @@ class PredictPlan:
     bundle: Path
     roi: Box
     tile: tuple[int, int, int]
+    symmetries: SymmetryCount
     invalid: frozenset[int]
 
 
@@ -83,9 +86,10 @@ def plan_prediction(settings: PredictSettings, model: FoundModel, volume: Volume
     """Check everything that can be checked before work starts; nothing is touched.
 
     Raises:
-      ValueError: the model does not fit the volume, or the block does not fit the shards.
+      ValueError: the model or the symmetries do not fit the volume, or the block does not fit the shards.
     """
     check_contract(model, volume, accept_mismatch=settings.accept_mismatch)
+    symmetries = chosen_symmetries(settings.symmetries, model, volume)
     roi = parse_roi(settings.roi, volume.shape)
     _glance_at_values(volume, roi)
     invalid = frozenset(volume.invalid_sections)
@@ -103,12 +107,13 @@ def plan_prediction(settings: PredictSettings, model: FoundModel, volume: Volume
             "input": {"path": volume.url, "identity": identity(volume)},
             "roi": [roi.start, roi.stop],
             "precision": "float32",
+            "symmetries": symmetries,
         },
-        attributes=_attributes(settings, model, volume, roi),
+        attributes=_attributes(settings, model, volume, roi, symmetries),
         name=KIND,
         translation_nm=_translation_nm(volume, roi),
     )
-    return PredictPlan(Path(volume.url), output.path, model.bundle, roi, settings.tile, invalid), output
+    return PredictPlan(Path(volume.url), output.path, model.bundle, roi, settings.tile, symmetries, invalid), output
 
 
 def check_contract(model: FoundModel, volume: Volume, *, accept_mismatch: bool) -> None:
@@ -126,6 +131,28 @@ def check_contract(model: FoundModel, volume: Volume, *, accept_mismatch: bool) 
     )
     for doubt in doubts:
         _log.warning("accepted although %s", doubt)
+
+
+def chosen_symmetries(asked: SymmetryCount | None, model: FoundModel, volume: Volume) -> SymmetryCount:
+    """How many symmetries to average over: the model's, unless others are asked for, which is said.
+
+    Raises:
+      ValueError: they turn sections by 90 degrees, and the model's or the volume's voxels are not square.
+    """
+    own = model.contract.symmetries
+    chosen = own if asked is None else asked
+    # They differ where a mismatch was accepted.
+    for size in (model.contract.voxel_size_nm, volume.voxel_size_nm):
+        if size is not None:
+            check_square(chosen, size)
+    if chosen != own:
+        _log.warning(
+            "averaging over symmetries=%d as asked, although the model's threshold was chosen with symmetries=%d and "
+            "may not be the best one now",
+            chosen,
+            own,
+        )
+    return chosen
 
 
 def _glance_at_values(volume: Volume, roi: Box) -> None:
@@ -148,7 +175,9 @@ def _translation_nm(volume: Volume, roi: Box) -> tuple[float, ...] | None:
     return tuple(size * start for size, start in zip(volume.voxel_size_nm, roi.start, strict=True))
 
 
-def _attributes(settings: PredictSettings, model: FoundModel, volume: Volume, roi: Box) -> dict[str, Any]:
+def _attributes(
+    settings: PredictSettings, model: FoundModel, volume: Volume, roi: Box, symmetries: SymmetryCount
+) -> dict[str, Any]:
     inside = range(roi.start[0], roi.stop[0])
     return {
         "polarity": "255 = membrane, 0 = cell; probability = value / 255",
@@ -157,13 +186,14 @@ def _attributes(settings: PredictSettings, model: FoundModel, volume: Volume, ro
         "roi": [list(roi.start), list(roi.stop)],
         "model": {"name": model.name, "digest": model.digest, "training_run_id": model.run_id},
         "threshold": model.contract.threshold,
+        "symmetries": symmetries,
         "settings": plain(settings),
     }
 
 
 def make_block_worker(plan: PredictPlan) -> Process:
     """In a worker: load the model and open the volumes once; returns the function that does one block."""
-    predict_tiles, contract = load_predictor(plan.bundle)
+    predict_tiles, contract = load_predictor(plan.bundle, plan.symmetries)
     volume, output = open_volume(plan.volume), open_volume(plan.output, writable=True)
     # One pass at a time: the network's own threads fill the cores, while other threads read and write.
     lock = threading.Lock()

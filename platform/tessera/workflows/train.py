@@ -190,10 +190,19 @@ def _section_keys(part: AnnotatedSections) -> list[tuple[str, int]]:
 
 
 def first_contract(settings: TrainSettings, training: AnnotatedSet) -> Contract:
-    """The contract before training: the data's statistics, frozen."""
+    """The contract before training: the data's statistics, frozen.
+
+    Raises:
+      ValueError: the symmetries to average over turn voxels that are not square.
+    """
     facts = {"fingerprint": training.fingerprint, "sections": list(training.names), "version": __version__}
     return Contract(
-        settings.network, estimate_global(training.raw), training.dtype, training.voxel_size_nm, training=facts
+        settings.network,
+        estimate_global(training.raw),
+        training.dtype,
+        training.voxel_size_nm,
+        training=facts,
+        symmetries=settings.inference.symmetries,
     )
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.images.augment import rng_for, sample_crop, sample_on_one_thread
+from tessera.images.symmetries import symmetries_of
 from tessera.images.weights import border_weights, class_weights
 from tessera.metrics.isbi import finish, score_section
 from tessera.model.bundle import Contract
-from tessera.model.predictor import predict_volume
+from tessera.model.predictor import averaged, predict_volume
 from tessera.model.training import FitPlan, Snapshot, fit
 from tessera.settings.train import AnnotatedSections, LossSettings, TrainSettings
 from tessera.storage.arrays import save_arrays
@@ -156,8 +157,8 @@ class Validation:
 
 
 def validate(snapshot: Snapshot, contract: Contract, validation: AnnotatedSet) -> Validation:
-    """Score whole held-out sections, predicted by overlap-tile as inference does, and keep the first for a picture."""
-    predict = snapshot.predict()
+    """Score whole held-out sections, predicted and averaged as inference does, and keep the first for a picture."""
+    predict = averaged(snapshot.predict(), symmetries_of(contract.symmetries))
     probabilities = [predict_volume(predict, raw[np.newaxis], contract)[0] for raw in validation.raw]
     scores = finish(
         [
