@@ -141,6 +141,10 @@ def test_values_arrive_with_their_types(seen: dict[str, Any]) -> None:
     assert (settings.tile, settings.block, settings.roi) == ((1, 256, 128), None, "0:1,8:,:16")
     assert (settings.overwrite, settings.engine, settings.workers) == (True, "serial", 0)
     assert isinstance(settings.tile, tuple)
+    assert settings.symmetries is None
+    for symmetries in ("4", "null"):
+        assert main(["predict", *words.split(), "--symmetries", symmetries]) == 0
+        assert str(seen["predict"].symmetries) == {"4": "4", "null": "None"}[symmetries]
 
 
 def test_lists_of_sections_come_from_files_and_options(seen: dict[str, Any], tmp_path: Path) -> None:
@@ -276,6 +280,8 @@ def test_a_file_that_is_no_text_is_refused(capsys: Capsys, home: Path, tmp_path:
         ("predict --tile [1,1]", "tile=[1, 1]: give 3 whole numbers, such as [16, 256, 256]."),
         ("segment --threshold high", "threshold=high: give a number, such as 0.5, or null."),
         ("segment --connectivity 6", "connectivity=6: give one of 4, 8."),
+        ("predict --symmetries 3", "symmetries=3: give one of 1, 4, 8, or null."),
+        ("train --inference.symmetries 2", "inference.symmetries=2: give one of 1, 4, 8."),
         ("train --config", "--config needs a value after it"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ def test_a_contract_survives_json(bundle: Path) -> None:
     contract = load_contract(bundle)
     assert Contract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
     assert contract.to_dict()["layers"][0] == ["conv", (1, 3, 3), (1, 1, 1), "same"]
+    averaging = replace(contract, symmetries=8)
+    assert Contract.from_dict(json.loads(json.dumps(averaging.to_dict()))) == averaging != contract
 
 
 def test_training_and_inference_normalise_alike(bundle: Path) -> None:
@@ -71,11 +74,26 @@ def test_what_is_not_a_bundle_is_named(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not valid JSON"):
         load_contract(broken)
     (broken / "contract.json").write_text('{"format": "other/9"}')
-    with pytest.raises(ValueError, match="format 'other/9' is not 'tessera-bundle/1'"):
+    with pytest.raises(ValueError, match="format 'other/9' is not 'tessera-bundle/2'"):
         load_contract(broken)
     (broken / "weights.keras").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"cannot be loaded.*damaged; export it again"):
         load_model(broken)
+
+
+def test_a_contract_that_does_not_say_what_to_average_over_says_how_to_mend_it(bundle: Path) -> None:
+    plain = load_contract(bundle).to_dict()
+    earlier = {name: value for name, value in plain.items() if name != "symmetries"} | {"format": "tessera-bundle/1"}
+    with pytest.raises(ValueError, match=r'set "format" to "tessera-bundle/2" and add "symmetries": 1\.'):
+        Contract.from_dict(earlier)
+    assert Contract.from_dict(earlier | {"format": "tessera-bundle/2", "symmetries": 1}) == load_contract(bundle)
+
+
+def test_a_contract_never_turns_voxels_that_are_not_square(bundle: Path) -> None:
+    contract = load_contract(bundle)
+    with pytest.raises(ValueError, match=r"voxels of 4 x 8 nm \(y, x\) are not square.*Try symmetries=4"):
+        replace(contract, voxel_size_nm=(50.0, 4.0, 8.0), symmetries=8)
+    assert replace(contract, voxel_size_nm=(50.0, 4.0, 8.0), symmetries=4).symmetries == 4
 
 
 def test_code_in_a_model_file_is_not_run(bundle: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_model_that_is_not_registered_is_refused(
     [
         ("{", "is not valid JSON (Expecting property name"),
         ("[1, 2]", "is damaged: "),
-        ("{}", "contract format None is not 'tessera-bundle/1'"),
+        ("{}", "contract format None is not 'tessera-bundle/2'"),
         ("\xff", "is damaged: "),
     ],
 )
@@ -116,6 +116,9 @@ def test_a_contract_that_cannot_be_read_is_refused(predict: Refuse, bundle: Path
     [
         ("axes", "absent"),
         ("threshold", "absent"),
+        ("symmetries", "absent"),
+        ("symmetries", 3),
+        ("symmetries", [8]),
         ("network", None),
         ("network", {"filtres": 3}),
         ("network", {"filters": 0}),
@@ -161,6 +164,14 @@ def test_a_mismatch_is_accepted_aloud_on_request(
         told = predict("--accept_mismatch", "true", "--roi", "0:0,0:1,0:1", volume="coarse")
     assert "accepted although the volume's voxel size is (50.0, 8.0, 8.0) nm" in caplog.text
     assert told.startswith("roi='0:0,0:1,0:1' is empty"), "the next check refuses: the mismatch no longer does"
+
+
+def test_sections_of_oblong_voxels_are_not_turned(predict: Refuse, volumes: Path) -> None:
+    """The model's voxels are square; those of a volume accepted all the same need not be."""
+    put_volume(volumes / "oblong.zarr", grey(SHAPE), (50, 4, 8))
+    told = predict("--accept_mismatch", "true", "--symmetries", "8", volume="oblong")
+    assert told.startswith("symmetries=8 turns sections by 90 degrees, and voxels of 4 x 8 nm (y, x) are not square")
+    assert told.endswith("Try symmetries=4, the flips alone.")
 
 
 @pytest.mark.parametrize("words", [(), ("--accept_mismatch", "true")])

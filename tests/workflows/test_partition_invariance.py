@@ -111,6 +111,15 @@ def test_a_region_at_an_odd_offset_equals_the_whole_run_s_crop(
     assert open_volume(tmp_path / "roi.zarr").invalid_sections == {2}
 
 
+@pytest.mark.parametrize("symmetries", [4, 8])
+def test_a_region_averaged_over_symmetries_equals_the_whole_run_s_crop(
+    volume: Path, raw: np.ndarray, tmp_path: Path, symmetries: Any
+) -> None:
+    bundle, text = make_bundle(tmp_path / "bundle", symmetries=symmetries), "0:3,5:60,11:83"
+    stored = _predict(volume, bundle, tmp_path / "roi.zarr", roi=text, tile=(2, 24, 40), **SERIAL)
+    _assert_same_voxels(stored, _whole(bundle, raw)[parse_roi(text, SHAPE).slices])
+
+
 @pytest.mark.parametrize(("workers", "padding"), [(2, "same"), (3, "valid")])
 def test_actors_give_whole_section_voxels(
     ray_session: None, volume: Path, raw: np.ndarray, tmp_path: Path, workers: int, padding: Any

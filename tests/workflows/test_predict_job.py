@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections import Counter
@@ -14,6 +15,8 @@ from mlflow import MlflowClient
 from bundles import make_bundle
 from tessera.cli.main import main
 from tessera.geometry.blocks import BlockGrid
+from tessera.images.quantise import quantise
+from tessera.model.predictor import load_predictor, predict_volume
 from tessera.storage.ledger import read_rows
 from tessera.storage.volumes import create_volume, open_volume
 from tessera.tracking.runs import tracking_uri
@@ -97,6 +100,36 @@ def test_another_model_on_the_same_output_is_refused_until_overwritten(
     np.testing.assert_array_equal(open_volume(home / "volumes" / "out.zarr").array[:], first)
     assert _predict(other, "--overwrite", "true") == 0
     assert not np.array_equal(open_volume(home / "volumes" / "out.zarr").array[:], first)
+
+
+def test_the_output_is_averaged_as_the_model_s_contract_says(
+    volume: Path, tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = make_bundle(tmp_path / "averaging", symmetries=8)
+    with caplog.at_level(logging.WARNING, "tessera"):
+        assert _predict(bundle) == 0
+    assert "averaging over" not in caplog.text
+    out, raw = open_volume(home / "volumes" / "out.zarr"), open_volume(volume).array[:]
+    network, contract = load_predictor(bundle, 8)
+    averaged, alone = (predict_volume(one, raw, contract) for one in (network, load_predictor(bundle, 1)[0]))
+    assert np.abs(out.array[:].astype(int) - quantise(averaged).astype(int)).max() <= 1
+    assert np.abs(quantise(alone).astype(int) - quantise(averaged).astype(int)).max() > 5
+    assert out.attributes["symmetries"] == 8
+
+
+def test_averaging_over_others_than_the_model_s_is_said_and_never_mixed_into_its_output(
+    bundle: Path, volume: Path, home: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _predict(bundle) == 0
+    assert _predict(bundle, "--symmetries", "1") == 0, "the contract's own number is no other job"
+    first = open_volume(home / "volumes" / "out.zarr").array[:]
+    with caplog.at_level(logging.WARNING, "tessera"):
+        assert _predict(bundle, "--symmetries", "4") == 2
+    assert "averaging over symmetries=4 as asked, although the model's threshold was chosen with symmetries=1" in (
+        caplog.text
+    )
+    assert "belongs to another job: symmetries was 1" in capsys.readouterr().err
+    np.testing.assert_array_equal(open_volume(home / "volumes" / "out.zarr").array[:], first)
 
 
 def test_lineage_is_followable_from_the_output_to_its_model(bundle: Path, volume: Path, home: Path) -> None:

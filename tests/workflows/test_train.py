@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from bundles import make_bundle
 from tessera.images.augment import Augmentation
-from tessera.model.bundle import load_contract
+from tessera.model.bundle import load_contract, load_model
 from tessera.model.optimiser import OptimiserSpec
 from tessera.model.predictor import load_predictor, predict_volume
 from tessera.model.spec import UnetSpec
+from tessera.model.training import Snapshot
 from tessera.settings.train import (
     AnnotatedSections,
     DataSettings,
+    InferenceSettings,
     LossSettings,
     ResourceSettings,
     ScheduleSettings,
@@ -29,7 +32,7 @@ from tessera.tracking.runs import tracking_uri
 from tessera.workflows import train as workflow
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
 from tessera.workflows.train import TrainResult, first_contract, train
-from tessera.workflows.training_loop import make_sample, sampling_source
+from tessera.workflows.training_loop import make_sample, sampling_source, validate
 
 SECTIONS, SIZE = 6, 96
 
@@ -61,6 +64,7 @@ def _settings(volumes: tuple[Path, Path], **changes: Any) -> TrainSettings:
         augmentation=Augmentation(elastic_sigma_px=2.0, flips=True, contrast=0.1, noise_sigma=0.05),
         optimiser=OptimiserSpec(learning_rate=1e-2, warmup_steps=2),
         schedule=ScheduleSettings(steps=24, batch=4, crop_px=64, log_every=6, checkpoint_every=12),
+        inference=InferenceSettings(symmetries=8),
     )
     return replace(settings, **changes)
 
@@ -125,6 +129,7 @@ def _assert_the_run_holds_what_it_promises(result: TrainResult, home: Path) -> N
     assert contract.threshold is not None
     assert 0 <= contract.threshold < 1
     assert contract.voxel_size_nm == (50, 4, 4)
+    assert contract.symmetries == 8, "prediction averages as the threshold's choice did"
 
 
 def _assert_the_registered_model_predicts_what_the_bundle_does(result: TrainResult, home: Path) -> None:
@@ -136,6 +141,8 @@ def _assert_the_registered_model_predicts_what_the_bundle_does(result: TrainResu
     network, contract = load_predictor(result.bundle)
     expected = predict_volume(network, raw, contract)
     np.testing.assert_allclose(model.predict({"raw": raw.astype(np.float32)}), expected, atol=1e-6)
+    alone, _ = load_predictor(result.bundle, 1)
+    assert np.abs(predict_volume(alone, raw, contract) - expected).max() > 1e-4, "it averages as the bundle says"
 
 
 def _assert_a_refit_freezes_the_threshold(volumes: tuple[Path, Path], chosen: TrainResult) -> None:
@@ -145,6 +152,23 @@ def _assert_a_refit_freezes_the_threshold(volumes: tuple[Path, Path], chosen: Tr
     assert again.contract.training["validation"] == {}
     with pytest.raises(ValueError, match="that run had other settings"):
         train(_settings(volumes, name="other", refit="tiny", loss=LossSettings(w0=5.0)))
+
+
+def test_the_threshold_is_chosen_on_what_prediction_will_give(volumes: tuple[Path, Path], tmp_path: Path) -> None:
+    data = _settings(volumes).data
+    held_out = load_annotated(data.validation, data)
+    folder = make_bundle(tmp_path / "bundle", symmetries=8)
+    contract = load_contract(folder)
+    judged = validate(Snapshot(0, contract.network, load_model(folder), None), contract, held_out)
+    for count, agrees in ((None, True), (1, False)):
+        predict, _ = load_predictor(folder, count)  # type: ignore[arg-type]
+        predicted = predict_volume(predict, held_out.raw[0][np.newaxis], contract)[0]
+        assert np.allclose(judged.arrays["probability"], predicted, atol=1e-6) == agrees
+
+
+def test_turns_of_oblong_voxels_are_refused_before_training(volumes: tuple[Path, Path], learned: AnnotatedSet) -> None:
+    with pytest.raises(ValueError, match=r"symmetries=8 turns sections by 90 degrees.*Try symmetries=4"):
+        first_contract(_settings(volumes), replace(learned, voxel_size_nm=(50.0, 4.0, 8.0)))
 
 
 def test_a_sample_is_a_function_of_seed_and_index(volumes: tuple[Path, Path], learned: AnnotatedSet) -> None:
