@@ -59,12 +59,12 @@ def _order(loaded: tuple[Any, Any], raw: np.ndarray) -> tuple[Any, np.ndarray, A
     return loaded[0], raw, loaded[1]
 
 
-def _assert_same_voxels(stored: np.ndarray, probability: np.ndarray) -> None:
+def _assert_same_voxels(stored: np.ndarray, probability: np.ndarray, *, levels: int = 50) -> None:
     """Quantised prediction within the promise: at most 1 apart, in at most 0.01% of voxels."""
     difference = np.abs(stored.astype(int) - quantise(probability).astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() <= 1e-4
-    assert len(np.unique(stored)) > 50, "a flat prediction would agree with anything"
+    assert len(np.unique(stored)) > levels, "a flat prediction would agree with anything"
 
 
 def _predict(volume: Path, bundle: Path, output: Path, **chosen: Any) -> np.ndarray:
@@ -117,7 +117,8 @@ def test_a_region_averaged_over_symmetries_equals_the_whole_run_s_crop(
 ) -> None:
     bundle, text = make_bundle(tmp_path / "bundle", symmetries=symmetries), "0:3,5:60,11:83"
     stored = _predict(volume, bundle, tmp_path / "roi.zarr", roi=text, tile=(2, 24, 40), **SERIAL)
-    _assert_same_voxels(stored, _whole(bundle, raw)[parse_roi(text, SHAPE).slices])
+    # What an untrained network makes of noise depends on the orientation above all: the mean has fewer grey levels.
+    _assert_same_voxels(stored, _whole(bundle, raw)[parse_roi(text, SHAPE).slices], levels=10)
 
 
 @pytest.mark.parametrize(("workers", "padding"), [(2, "same"), (3, "valid")])
