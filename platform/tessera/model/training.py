@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,25 +49,31 @@ class FitPlan:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The network after `step` steps."""
+    """The network after `step` steps.
+
+    Attributes:
+      step: optimiser steps behind it.
+      spec: the network's.
+      model: the Keras graph to judge and keep; with the averaged weights where they are averaged.
+      state: what a restart needs, owner -> variables: of the network in training, its optimiser and its average.
+    """
 
     step: int
     spec: UnetSpec
     model: Any
-    optimizer: Any
+    state: Mapping[str, Sequence[Any]]
 
     def predict(self) -> Predict:
         """A predictor with these weights."""
         return valid_predict(self.model, self.spec)
 
     def save(self, folder: Path, contract: Contract) -> None:
-        """Write the bundle, and beside it what a restart needs: every variable of network and optimiser, and the step.
+        """Write the bundle, and beside it what a restart needs: every variable of the training, and the step.
 
         Dropout's seed states are among the network's variables, so a resumed run draws the masks it would have drawn.
         """
         save_bundle(folder / "bundle", self.model, contract)
-        arrays = {f"model/{i}": np.asarray(v) for i, v in enumerate(self.model.variables)}
-        arrays |= {f"optimizer/{i}": np.asarray(v) for i, v in enumerate(self.optimizer.variables)}
+        arrays = {f"{name}/{i}": np.asarray(v) for name, owned in self.state.items() for i, v in enumerate(owned)}
         np.savez(folder / STATE, step=np.int64(self.step), **arrays)  # type: ignore[arg-type]
 
 
@@ -83,9 +90,10 @@ def fit(
     """Train until `plan.steps`, from the start or from a checkpoint.
 
     Args:
-      batches: given the first step, this worker's batches from there on, in order.
+      batches: given the first step, this worker's batches from there on, in order. A resumed run with averaged
+        weights asks for some earlier ones too, on which it only measures statistics.
       spec: the network.
-      optimiser: the optimiser.
+      optimiser: the optimiser, and whether its weights are averaged.
       plan: length and cadence.
       on_step: receives step, loss (mean since the last call), learning_rate and samples_per_second of all workers.
       on_checkpoint: receives a `Snapshot`; called on every worker at the same steps.
@@ -98,19 +106,22 @@ def fit(
     trainer = _Trainer(spec, optimiser, plan)
     first = trainer.restore(resume) if resume else 0
     log = _Log(plan, on_step, trainer.workers)
-    feed = iter(batches(first))
+    recalled = min(first, trainer.memory)
+    feed = iter(batches(first - recalled))
+    for _ in range(recalled):
+        trainer.remember(next(feed))
     for step in range(first, plan.steps):
         batch = next(feed)
         rate = optimiser.rate_at(step, plan.steps)
-        log.add(step, trainer.step(batch, rate), rate, len(batch["image"]))
+        log.add(step, trainer.step(batch, rate, optimiser.ema_at(step)), rate, len(batch["image"]))
         if (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.steps:
             log.pause()
-            on_checkpoint(Snapshot(step + 1, spec, trainer.model, trainer.optimizer))
+            on_checkpoint(Snapshot(step + 1, spec, trainer.judged(), trainer.state))
             log.resume()
 
 
 class _Trainer:
-    """Network, optimiser and one compiled step, inside a distribution strategy."""
+    """Network, optimiser, average and one compiled step, inside a distribution strategy."""
 
     def __init__(self, spec: UnetSpec, optimiser: OptimiserSpec, plan: FitPlan) -> None:
         # Ray's TensorFlow backend asks for Keras 2, which this project does not speak.
@@ -129,28 +140,77 @@ class _Trainer:
             self.model = build_unet(spec, seed=plan.seed, synchronized=self.workers > 1)
             self.optimizer = _make_optimizer(keras, optimiser)
             self.optimizer.build(self.model.trainable_variables)
-        self._compiled = _compile_step(tf, self.strategy, self.model, self.optimizer)
+        self.averaged = _Averaged(tf, self.strategy, spec, self.model, self.workers) if optimiser.ema_momentum else None
+        self.memory = optimiser.ema_norm_batches if self.averaged and spec.batch_norm else 0
+        self._recent: deque[NDArray[np.float32]] = deque(maxlen=self.memory)
+        self._compiled = _compile_step(tf, self.strategy, self.model, self.optimizer, self.averaged)
 
-    def step(self, batch: Batch, rate: float) -> float:
+    @property
+    def state(self) -> dict[str, Sequence[Any]]:
+        """Owner -> variables: all that a restart needs besides the step."""
+        average = {"average": self.averaged.average.variables} if self.averaged else {}
+        return {"model": self.model.variables, "optimizer": self.optimizer.variables, **average}
+
+    def step(self, batch: Batch, rate: float, momentum: float) -> float:
         """Take one step; returns the loss over all workers' known pixels."""
         self.optimizer.learning_rate.assign(rate)
+        image = self.remember(batch)
+        target, weights = np.asarray(batch["target"]), np.asarray(batch["weights"], np.float32)
+        return float(self._compiled(image, target, weights, np.asarray(momentum, np.float32)))
+
+    def remember(self, batch: Batch) -> NDArray[np.float32]:
+        """The batch's images as the network takes them, kept among the last ones where statistics need them."""
         image = np.asarray(batch["image"], np.float32)[..., np.newaxis]
-        return float(self._compiled(image, np.asarray(batch["target"]), np.asarray(batch["weights"], np.float32)))
+        if self.memory:
+            self._recent.append(image.copy())  # the original may be a view that would hold an object store's memory
+        return image
+
+    def judged(self) -> Any:
+        """The network to judge and keep; every worker must ask for it at the same steps."""
+        return self.averaged.network(self._recent) if self.averaged else self.model
 
     def restore(self, folder: Path) -> int:
         """Load a checkpoint; returns the number of steps it has behind it."""
-        with np.load(folder / STATE, allow_pickle=False) as state, self.strategy.scope():
-            for prefix, owner in (("model", self.model), ("optimizer", self.optimizer)):
-                shapes = [tuple(state[k].shape) for k in state.files if k.startswith(prefix)]
-                wanted = [tuple(v.shape) for v in owner.variables]
+        with np.load(folder / STATE, allow_pickle=False) as saved, self.strategy.scope():
+            for owner, variables in self.state.items():
+                shapes = [tuple(saved[k].shape) for k in saved.files if k.startswith(f"{owner}/")]
+                wanted = [tuple(v.shape) for v in variables]
                 if shapes != wanted:
                     raise ValueError(
-                        f"the checkpoint in {folder} is of another architecture: it has {len(shapes)} {prefix} arrays, "
+                        f"the checkpoint in {folder} is of another architecture: it has {len(shapes)} {owner} arrays, "
                         f"this network wants {len(wanted)} (or other shapes). Train under another run name."
                     )
-                for i, variable in enumerate(owner.variables):
-                    variable.assign(state[f"{prefix}/{i}"])
-            return int(state["step"])
+                for i, variable in enumerate(variables):
+                    variable.assign(saved[f"{owner}/{i}"])
+            return int(saved["step"])
+
+
+class _Averaged:
+    """Averaged weights, and the network that they make at a checkpoint."""
+
+    def __init__(self, tf: Any, strategy: Any, spec: UnetSpec, model: Any, workers: int) -> None:
+        from tessera.model.averaging import WeightAverage, norm_probe
+        from tessera.model.unet import build_unet
+
+        self.average = WeightAverage(model.trainable_variables)
+        self._network = build_unet(spec)
+        self._probe: Any = None
+        if spec.batch_norm:
+            with strategy.scope():
+                self._probe = norm_probe(spec, synchronized=workers > 1)
+            self._forward = _compile_forward(tf, strategy, self._probe)
+
+    def network(self, images: Iterable[NDArray[np.float32]]) -> Any:
+        """The averaged network, its batch normalisation measured on these batches; the same object every time."""
+        from tessera.model.averaging import measure_statistics
+
+        for variable, value in zip(self._network.trainable_variables, self.average.variables, strict=True):
+            variable.assign(value)
+        if self._probe is not None:
+            self._probe.set_weights(self._network.get_weights())
+            measure_statistics(self._probe, self._forward, images)
+            self._network.set_weights(self._probe.get_weights())
+        return self._network
 
 
 def _make_optimizer(keras: Any, spec: OptimiserSpec) -> Any:
@@ -160,7 +220,15 @@ def _make_optimizer(keras: Any, spec: OptimiserSpec) -> Any:
     return keras.optimizers.Adam(learning_rate=spec.learning_rate)
 
 
-def _compile_step(tf: Any, strategy: Any, model: Any, optimizer: Any) -> Callable[[Any, Any, Any], Any]:
+def _compile_forward(tf: Any, strategy: Any, model: Any) -> Callable[[Any], Any]:
+    @tf.function(reduce_retracing=True)
+    def forward(image: Any) -> None:
+        strategy.run(lambda one: model(one, training=True), args=(image,))
+
+    return forward  # type: ignore[no-any-return]
+
+
+def _compile_step(tf: Any, strategy: Any, model: Any, optimizer: Any, averaged: _Averaged | None) -> Callable[..., Any]:
     from tessera.model.losses import weighted_cross_entropy
 
     def over_replicas(value: Any) -> Any:
@@ -176,8 +244,11 @@ def _compile_step(tf: Any, strategy: Any, model: Any, optimizer: Any) -> Callabl
         return over_replicas(share)
 
     @tf.function(reduce_retracing=True)
-    def step(image: Any, target: Any, weights: Any) -> Any:
-        return strategy.run(replica_step, args=(image, target, weights))
+    def step(image: Any, target: Any, weights: Any, momentum: Any) -> Any:
+        loss = strategy.run(replica_step, args=(image, target, weights))
+        if averaged:
+            averaged.average.update(model.trainable_variables, momentum)
+        return loss
 
     return step  # type: ignore[no-any-return]
 
