@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 Report = Callable[[Mapping[str, Any], Path | None], None]
 """(rank 0's metrics, the checkpoint's folder or None), called in the controller: one writer for the whole run."""
+
+
+class FinalError(RuntimeError):
+    """What a loop raises, on every worker, where a restart could only repeat the failure: the group stops at once."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,12 @@ def run_group(
     """Run `loop(config)` on every worker of a group and return the last checkpoint's folder.
 
     Raises:
-      RuntimeError: the group failed more often than it may; the worker's own error is the cause.
+      RuntimeError: the group failed more often than it may, the worker's own error being the cause; or its loop
+        raised `FinalError`.
     """
     resources = {"CPU": group.cpus_per_worker} | ({"GPU": 1} if group.use_gpu else {})
     trainer = DataParallelTrainer(
-        loop,
+        partial(_until_final, loop),
         train_loop_config=config,
         backend_config=_TfConfig(),
         scaling_config=ScalingConfig(num_workers=group.workers, use_gpu=group.use_gpu, resources_per_worker=resources),
@@ -72,6 +78,8 @@ def run_group(
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise RuntimeError(f"training {group.name} failed: {_root_cause(error)}") from error
+    if result.return_value is not None:
+        raise RuntimeError(f"training {group.name} failed: {result.return_value}")
     if result.checkpoint is None:
         raise RuntimeError(f"training {group.name} ended without a checkpoint: its loop never reported one.")
     return Path(result.checkpoint.path)
@@ -84,6 +92,15 @@ def _root_cause(error: BaseException) -> str:
 
 
 # Inside a worker.
+
+
+def _until_final(loop: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> str | None:
+    """Run a loop; a final failure is returned rather than raised, because Ray Train retries whatever is raised."""
+    try:
+        loop(config)
+    except FinalError as error:
+        return str(error)
+    return None
 
 
 def rank_and_world() -> tuple[int, int]:
