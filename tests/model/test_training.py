@@ -14,7 +14,7 @@ from tessera.model.bundle import Contract
 from tessera.model.losses import UNKNOWN, weighted_cross_entropy
 from tessera.model.optimiser import OptimiserSpec
 from tessera.model.spec import UnetSpec
-from tessera.model.training import FitPlan, Snapshot, fit
+from tessera.model.training import DivergedError, FitPlan, Snapshot, fit
 
 SPEC = UnetSpec(filters=2, depth=1, padding="same", batch_norm=True, dropout=0.2)
 CONTRACT = Contract(SPEC, Normalisation("global", 0.0, 1.0), "uint8", (50.0, 4.0, 4.0))
@@ -88,8 +88,12 @@ def test_sgd_with_momentum_learns_too(tmp_path: Path) -> None:
 
 
 def test_a_diverging_loss_names_its_step(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"the loss of step \d+ is (nan|inf).*Lower --optimiser.learning_rate"):
+    with pytest.raises(
+        DivergedError, match=r"the loss of step \d+ is (nan|inf).*Lower --optimiser.learning_rate"
+    ) as told:
         _fit(60, tmp_path, every=100, name="sgd", learning_rate=1e30, warmup_steps=0, schedule="constant")
+    assert f"step {told.value.step} " in str(told.value)
+    assert told.value.step >= 1, "the first loss is that of the initial weights"
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ def _workers(batch: int, workers: int) -> TrainSettings:
         (lambda: LossSettings(w0=-1), r"loss\.w0=-1 must not be negative.*The paper has 10 and 5"),
         (lambda: LossSettings(sigma_px=nan), r"loss\.sigma_px=nan"),
         (lambda: LossSettings(w0=inf), r"both finite"),
+        (lambda: LossSettings(dice=-1), r"loss\.dice=-1 must not be negative.*Try 1, or 0"),
+        (lambda: LossSettings(dice=nan), r"loss\.dice=nan must not be negative and must be finite"),
         (lambda: ScheduleSettings(steps=0), r"schedule\.steps=0 must be at least 1"),
         (lambda: ResourceSettings(workers=0), r"resources\.workers=0 must be at least 1"),
         (lambda: _crop(193, "same", 3), r"schedule\.crop_px: crop=193 px is illegal.*Try crop=192"),

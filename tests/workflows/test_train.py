@@ -32,7 +32,7 @@ from tessera.tracking.runs import tracking_uri
 from tessera.workflows import train as workflow
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
 from tessera.workflows.train import TrainResult, first_contract, train
-from tessera.workflows.training_loop import make_sample, sampling_source, validate
+from tessera.workflows.training_loop import make_sample, samples_of_step, sampling_source, validate
 
 SECTIONS, SIZE = 6, 96
 
@@ -179,6 +179,22 @@ def test_a_sample_is_a_function_of_seed_and_index(volumes: tuple[Path, Path], le
         one, other = make_sample(source, index), make_sample(again, index)
         assert all(np.array_equal(one[name], other[name]) for name in one)
     assert not np.array_equal(make_sample(source, 0)["image"], make_sample(source, 1)["image"])
+
+
+def test_the_samples_of_a_step_are_named_with_their_sections(volumes: tuple[Path, Path], learned: AnnotatedSet) -> None:
+    """Sections of one grey value each say by their samples where these were cut."""
+    settings = _settings(volumes, augmentation=Augmentation())
+    flat = replace(learned, raw=tuple(np.full_like(raw, 50 * z) for z, raw in enumerate(learned.raw)))
+    source = sampling_source(settings, first_contract(settings, learned), flat)
+    greys = [float(image[0, 0]) for image in source.images]
+    told = samples_of_step(source, 2)
+    assert told.startswith("Step 2 was fed samples 8 to 11: ")
+    named = {}
+    for part in told.removesuffix(".").split(": ")[1].split("; "):
+        numbers, section = part.split(" from raw.zarr section ")
+        named |= {int(number): int(section) for number in numbers.split(", ")}
+    assert sorted(named) == [8, 9, 10, 11] and len(set(named.values())) > 1
+    assert named == {i: greys.index(float(make_sample(source, i)["image"][0, 0])) for i in named}
 
 
 def test_validation_sections_are_whole_raw_and_never_sampled(volumes: tuple[Path, Path], learned: AnnotatedSet) -> None:

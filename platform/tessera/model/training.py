@@ -2,7 +2,7 @@
 
 `fit` knows no Ray and no MLflow: it takes batches, and hands steps and checkpoints to the functions it was given.
 The loss over workers is sum(weight x cross-entropy) / global number of known pixels, never a mean of means; gradients
-are summed over replicas, so each replica's share is scaled by the global denominator before differentiation.
+are summed over replicas, so each replica differentiates its share of the global loss (losses.py).
 """
 
 from __future__ import annotations
@@ -28,6 +28,17 @@ Batch = Mapping[str, NDArray[Any]]
 """`image` float32 (b, y, x), `target` uint8 (b, y', x'), `weights` float32 (b, y', x'); known pixels: target != 255."""
 
 STATE = "state.npz"
+
+
+class DivergedError(FloatingPointError):
+    """The loss became NaN or infinite at `step`, counted from 0; a restart would meet the same samples again."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(
+            f"the loss of step {step} is {loss}: training has diverged. Lower --optimiser.learning_rate or "
+            "lengthen --optimiser.warmup_steps; the last checkpoint is kept."
+        )
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,7 @@ def fit(
     *,
     on_step: Callable[[Mapping[str, float]], None],
     on_checkpoint: Callable[[Snapshot], None],
+    dice: float = 0.0,
     resume: Path | None = None,
 ) -> None:
     """Train until `plan.steps`, from the start or from a checkpoint.
@@ -97,13 +109,14 @@ def fit(
       plan: length and cadence.
       on_step: receives step, loss (mean since the last call), learning_rate and samples_per_second of all workers.
       on_checkpoint: receives a `Snapshot`; called on every worker at the same steps.
+      dice: weight of soft Dice beside the cross-entropy.
       resume: a folder that `Snapshot.save` filled; None starts afresh.
 
     Raises:
-      FloatingPointError: the loss is not finite; the step is named.
+      DivergedError: the loss is not finite, on every worker at once; the step is named.
       ValueError: the checkpoint is of another architecture.
     """
-    trainer = _Trainer(spec, optimiser, plan)
+    trainer = _Trainer(spec, optimiser, plan, dice)
     first = trainer.restore(resume) if resume else 0
     log = _Log(plan, on_step, trainer.workers)
     recalled = min(first, trainer.memory)
@@ -123,7 +136,7 @@ def fit(
 class _Trainer:
     """Network, optimiser, average and one compiled step, inside a distribution strategy."""
 
-    def __init__(self, spec: UnetSpec, optimiser: OptimiserSpec, plan: FitPlan) -> None:
+    def __init__(self, spec: UnetSpec, optimiser: OptimiserSpec, plan: FitPlan, dice: float) -> None:
         # Ray's TensorFlow backend asks for Keras 2, which this project does not speak.
         os.environ.pop("TF_USE_LEGACY_KERAS", None)
         import keras
@@ -143,7 +156,7 @@ class _Trainer:
         self.averaged = _Averaged(tf, self.strategy, spec, self.model, self.workers) if optimiser.ema_momentum else None
         self.memory = optimiser.ema_norm_batches if self.averaged and spec.batch_norm else 0
         self._recent: deque[NDArray[np.float32]] = deque(maxlen=self.memory)
-        self._compiled = _compile_step(tf, self.strategy, self.model, self.optimizer, self.averaged)
+        self._compiled = _compile_step(tf, self.strategy, self.model, self.optimizer, self.averaged, dice)
 
     @property
     def state(self) -> dict[str, Sequence[Any]]:
@@ -228,8 +241,10 @@ def _compile_forward(tf: Any, strategy: Any, model: Any) -> Callable[[Any], Any]
     return forward  # type: ignore[no-any-return]
 
 
-def _compile_step(tf: Any, strategy: Any, model: Any, optimizer: Any, averaged: _Averaged | None) -> Callable[..., Any]:
-    from tessera.model.losses import weighted_cross_entropy
+def _compile_step(
+    tf: Any, strategy: Any, model: Any, optimizer: Any, averaged: _Averaged | None, dice: float
+) -> Callable[..., Any]:
+    from tessera.model.losses import loss_share, loss_sums, loss_value
 
     def over_replicas(value: Any) -> Any:
         context = tf.distribute.get_replica_context()
@@ -237,11 +252,12 @@ def _compile_step(tf: Any, strategy: Any, model: Any, optimizer: Any, averaged: 
 
     def replica_step(image: Any, target: Any, weights: Any) -> Any:
         with tf.GradientTape() as tape:
-            total, known = weighted_cross_entropy(model(image, training=True), target, weights)
-            share = total / tf.maximum(over_replicas(known), 1.0)
+            sums = loss_sums(model(image, training=True), target, weights)
+            totals = over_replicas(sums)
+            share = loss_share(sums, totals, dice)
         gradients = tape.gradient(share, model.trainable_variables)
         optimizer.apply(gradients, model.trainable_variables)  # sums the gradients over replicas
-        return over_replicas(share)
+        return loss_value(totals, dice)
 
     @tf.function(reduce_retracing=True)
     def step(image: Any, target: Any, weights: Any, momentum: Any) -> Any:
@@ -263,10 +279,7 @@ class _Log:
 
     def add(self, step: int, loss: float, rate: float, batch: int) -> None:
         if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of step {step} is {loss}: training has diverged. Lower --optimiser.learning_rate or "
-                "lengthen --optimiser.warmup_steps; the last checkpoint is kept."
-            )
+            raise DivergedError(step, loss)
         self.losses.append(loss)
         self.samples += batch * self.workers
         if (step + 1) % self.plan.log_every == 0 or step + 1 == self.plan.steps:

@@ -61,23 +61,31 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The border-weighted cross-entropy of Ronneberger 2015, equation 2.
+    """The border-weighted cross-entropy of Ronneberger 2015, equation 2, and soft Dice beside it.
 
     Args:
       w0: extra weight of the thinnest border between two cells; 0 switches border weights off.
       sigma_px: how fast it falls with the distance to the two nearest cells, in pixels.
       class_balance: weight membrane and cell by their inverse frequency.
+      dice: weight of 1 - the soft Dice coefficient of membrane over the whole batch (Milletari, Navab and Ahmadi 2016),
+        added to the cross-entropy; 0 leaves it out.
     """
 
     w0: float = 10.0
     sigma_px: float = 5.0
     class_balance: bool = False
+    dice: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0 <= self.w0 < inf and 0 < self.sigma_px < inf):
             raise ValueError(
                 f"loss.w0={self.w0} must not be negative and loss.sigma_px={self.sigma_px} be above 0, both finite. "
                 "The paper has 10 and 5."
+            )
+        if not 0 <= self.dice < inf:
+            raise ValueError(
+                f"loss.dice={self.dice} must not be negative and must be finite: a negative weight rewards overlap for "
+                "being small. Try 1, or 0 for cross-entropy alone."
             )
 
 
@@ -149,7 +157,7 @@ class TrainSettings:
       data: what is learned from and what is held out.
       network: the U-Net.
       augmentation: what is done to each sample.
-      loss: the border-weighted cross-entropy.
+      loss: the border-weighted cross-entropy, and soft Dice.
       optimiser: the optimiser and its schedule.
       schedule: how long and how often.
       inference: how held-out sections are predicted.

@@ -20,7 +20,7 @@ from tessera.images.weights import border_weights, class_weights
 from tessera.metrics.isbi import finish, score_section
 from tessera.model.bundle import Contract
 from tessera.model.predictor import averaged, predict_volume
-from tessera.model.training import FitPlan, Snapshot, fit
+from tessera.model.training import DivergedError, FitPlan, Snapshot, fit
 from tessera.settings.train import AnnotatedSections, LossSettings, TrainSettings
 from tessera.storage.arrays import save_arrays
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
@@ -37,9 +37,13 @@ class Split:
 
 
 def training_loop(config: dict[str, Any]) -> None:
-    """What every training worker runs."""
+    """What every training worker runs.
+
+    Raises:
+      FinalError: the loss is not finite; names the step, its samples and their sections.
+    """
     from tessera.engine.samples import sample_batches
-    from tessera.engine.train import last_checkpoint, rank_and_world, report
+    from tessera.engine.train import FinalError, last_checkpoint, rank_and_world, report
 
     settings, split, contract = config["settings"], config["split"], config["contract"]
     schedule = settings.schedule
@@ -59,16 +63,20 @@ def training_loop(config: dict[str, Any]) -> None:
             report({})
 
     plan = FitPlan(schedule.steps, schedule.log_every, schedule.checkpoint_every, settings.seed)
-    with last_checkpoint() as resume:
-        fit(
-            batches,
-            settings.network,
-            settings.optimiser,
-            plan,
-            on_step=report,
-            on_checkpoint=on_checkpoint,
-            resume=resume,
-        )
+    try:
+        with last_checkpoint() as resume:
+            fit(
+                batches,
+                settings.network,
+                settings.optimiser,
+                plan,
+                on_step=report,
+                on_checkpoint=on_checkpoint,
+                dice=settings.loss.dice,
+                resume=resume,
+            )
+    except DivergedError as error:
+        raise FinalError(f"{error} {samples_of_step(shared, error.step)}") from error
 
 
 def judged(
@@ -92,6 +100,7 @@ class SamplingSource:
 
     Attributes:
       images: normalised float32, (y, x), per section.
+      names: volume and number, per section, for messages.
       membrane: uint8, (y, x): 1 membrane, 0 cell.
       weights: float32, (y, x): the border weight map.
       settings: the run's.
@@ -99,6 +108,7 @@ class SamplingSource:
     """
 
     images: tuple[NDArray[np.float32], ...]
+    names: tuple[str, ...]
     membrane: tuple[NDArray[np.uint8], ...]
     weights: tuple[NDArray[np.float32], ...]
     settings: TrainSettings
@@ -109,6 +119,7 @@ def sampling_source(settings: TrainSettings, contract: Contract, training: Annot
     """Normalise the sections and compute their weight maps, once."""
     return SamplingSource(
         images=tuple(contract.normalisation.apply(raw) for raw in training.raw),
+        names=training.names,
         membrane=training.membrane,
         weights=weight_maps(training.membrane, settings.loss),
         settings=settings,
@@ -132,8 +143,7 @@ def weight_maps(membrane: Sequence[NDArray[np.uint8]], loss: LossSettings) -> tu
 def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
     """The training sample of one global index: a pure function of seed and index."""
     sample_on_one_thread()
-    rng = rng_for(source.settings.seed, index)
-    section = int(rng.integers(len(source.images)))
+    rng, section = _drawn(source, index)
     image, target, weights = sample_crop(
         rng,
         source.images[section],
@@ -145,6 +155,23 @@ def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
     margin = (source.input_px - source.settings.schedule.crop_px) // 2
     scored = slice(margin, source.input_px - margin)
     return {"image": image, "target": target[scored, scored], "weights": weights[scored, scored]}
+
+
+def _drawn(source: SamplingSource, index: int) -> tuple[np.random.Generator, int]:
+    """The generator of one sample, and the section that it drew first."""
+    rng = rng_for(source.settings.seed, index)
+    return rng, int(rng.integers(len(source.images)))
+
+
+def samples_of_step(source: SamplingSource, step: int) -> str:
+    """A sentence: which samples a step was fed on all workers together, and the section that each was cut from."""
+    batch = source.settings.schedule.batch
+    indices = range(step * batch, (step + 1) * batch)
+    of_section: dict[str, list[int]] = {}
+    for index in indices:
+        of_section.setdefault(source.names[_drawn(source, index)[1]], []).append(index)
+    cut = "; ".join(f"{', '.join(map(str, found))} from {name}" for name, found in sorted(of_section.items()))
+    return f"Step {step} was fed samples {indices[0]} to {indices[-1]}: {cut}."
 
 
 @dataclass(frozen=True)
