@@ -52,4 +52,5 @@ def shown_grey(raw: NDArray[Any]) -> NDArray[np.uint8]:
         return raw
     low, high = np.percentile(raw, (0.5, 99.5))
     stretched = (raw.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
-    return np.rint(np.clip(stretched, 0, 1) * 255).astype(np.uint8)
+    shown: NDArray[np.uint8] = np.rint(np.clip(stretched, 0, 1) * 255).astype(np.uint8)
+    return shown
