@@ -23,6 +23,7 @@ from tessera.geometry.tiles import tiles_of, widest_context
 from tessera.images.mirror import read_mirrored
 from tessera.images.symmetries import Symmetry, SymmetryCount, check_square, symmetries_of
 from tessera.model.bundle import Contract, load_contract, load_model
+from tessera.model.numerics import switch_off_tf32
 from tessera.model.spec import UnetSpec
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -34,6 +35,7 @@ def valid_predict(model: Any, spec: UnetSpec) -> Predict:
     """`predict` around a trained Keras graph: its valid twin, the sigmoid outside the graph, float32."""
     from tessera.model.unet import valid_twin
 
+    switch_off_tf32()
     twin = valid_twin(model, spec)
     # XLA costs a compilation for each tile shape and is the slower engine on CPUs: 0.37 s against 0.30 s a tile.
     twin.compile(jit_compile=False)

@@ -1,4 +1,4 @@
-"""Data-parallel training of the U-Net: the only file that imports TensorFlow.
+"""Data-parallel training of the U-Net: with numerics.py the only file that imports TensorFlow.
 
 `fit` knows no Ray and no MLflow: it takes batches, and hands steps and checkpoints to the functions it was given.
 The loss over workers is sum(weight x cross-entropy) / global number of known pixels, never a mean of means; gradients
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.model.bundle import Contract, save_bundle
+from tessera.model.numerics import FLOAT32, Numerics, agreed, layers_of, switch_off_tf32, switch_on_determinism
 from tessera.model.optimiser import OptimiserSpec
 from tessera.model.predictor import Predict, valid_predict
 from tessera.model.spec import UnetSpec
@@ -97,6 +98,7 @@ def fit(
     on_step: Callable[[Mapping[str, float]], None],
     on_checkpoint: Callable[[Snapshot], None],
     dice: float = 0.0,
+    numerics: Numerics = FLOAT32,
     resume: Path | None = None,
 ) -> None:
     """Train until `plan.steps`, from the start or from a checkpoint.
@@ -110,13 +112,14 @@ def fit(
       on_step: receives step, loss (mean since the last call), learning_rate and samples_per_second of all workers.
       on_checkpoint: receives a `Snapshot`; called on every worker at the same steps.
       dice: weight of soft Dice beside the cross-entropy.
+      numerics: precision and determinism.
       resume: a folder that `Snapshot.save` filled; None starts afresh.
 
     Raises:
       DivergedError: the loss is not finite, on every worker at once; the step is named.
       ValueError: the checkpoint is of another architecture.
     """
-    trainer = _Trainer(spec, optimiser, plan, dice)
+    trainer = _Trainer(spec, optimiser, plan, dice, numerics)
     first = trainer.restore(resume) if resume else 0
     log = _Log(plan, on_step, trainer.workers)
     recalled = min(first, trainer.memory)
@@ -136,23 +139,31 @@ def fit(
 class _Trainer:
     """Network, optimiser, average and one compiled step, inside a distribution strategy."""
 
-    def __init__(self, spec: UnetSpec, optimiser: OptimiserSpec, plan: FitPlan, dice: float) -> None:
+    def __init__(
+        self, spec: UnetSpec, optimiser: OptimiserSpec, plan: FitPlan, dice: float, numerics: Numerics
+    ) -> None:
         # Ray's TensorFlow backend asks for Keras 2, which this project does not speak.
         os.environ.pop("TF_USE_LEGACY_KERAS", None)
         import keras
         import tensorflow as tf
 
+        switch_off_tf32()
         self.workers = len(json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}).get("worker", [0]))
         self.strategy = (
             tf.distribute.MultiWorkerMirroredStrategy() if self.workers > 1 else tf.distribute.get_strategy()
         )
         with self.strategy.scope():
             keras.utils.set_random_seed(plan.seed)
+            if numerics.deterministic:
+                switch_on_determinism()
             from tessera.model.unet import build_unet
 
-            self.model = build_unet(spec, seed=plan.seed, synchronized=self.workers > 1)
-            self.optimizer = _make_optimizer(keras, optimiser)
+            with layers_of(numerics.precision):
+                self.model = build_unet(spec, seed=plan.seed, synchronized=self.workers > 1)
+            self.optimizer = _make_optimizer(keras, optimiser, numerics)
             self.optimizer.build(self.model.trainable_variables)
+        # What is validated and kept computes in float32, whatever the training does.
+        self._exact = build_unet(spec) if numerics.precision == "mixed" else None
         self.averaged = _Averaged(tf, self.strategy, spec, self.model, self.workers) if optimiser.ema_momentum else None
         self.memory = optimiser.ema_norm_batches if self.averaged and spec.batch_norm else 0
         self._recent: deque[NDArray[np.float32]] = deque(maxlen=self.memory)
@@ -180,7 +191,12 @@ class _Trainer:
 
     def judged(self) -> Any:
         """The network to judge and keep; every worker must ask for it at the same steps."""
-        return self.averaged.network(self._recent) if self.averaged else self.model
+        if self.averaged:
+            return self.averaged.network(self._recent)
+        if self._exact is None:
+            return self.model
+        self._exact.set_weights(self.model.get_weights())
+        return self._exact
 
     def restore(self, folder: Path) -> int:
         """Load a checkpoint; returns the number of steps it has behind it."""
@@ -226,11 +242,13 @@ class _Averaged:
         return self._network
 
 
-def _make_optimizer(keras: Any, spec: OptimiserSpec) -> Any:
+def _make_optimizer(keras: Any, spec: OptimiserSpec, numerics: Numerics) -> Any:
     # The rate is assigned before every step: schedules inside the optimiser would be one more state to resume.
     if spec.name == "sgd":
-        return keras.optimizers.SGD(learning_rate=spec.learning_rate, momentum=spec.momentum)
-    return keras.optimizers.Adam(learning_rate=spec.learning_rate)
+        optimizer = keras.optimizers.SGD(learning_rate=spec.learning_rate, momentum=spec.momentum)
+    else:
+        optimizer = keras.optimizers.Adam(learning_rate=spec.learning_rate)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if numerics.precision == "mixed" else optimizer
 
 
 def _compile_forward(tf: Any, strategy: Any, model: Any) -> Callable[[Any], Any]:
@@ -246,6 +264,8 @@ def _compile_step(
 ) -> Callable[..., Any]:
     from tessera.model.losses import loss_share, loss_sums, loss_value
 
+    mixed = hasattr(optimizer, "inner_optimizer")
+
     def over_replicas(value: Any) -> Any:
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
@@ -255,7 +275,10 @@ def _compile_step(
             sums = loss_sums(model(image, training=True), target, weights)
             totals = over_replicas(sums)
             share = loss_share(sums, totals, dice)
-        gradients = tape.gradient(share, model.trainable_variables)
+            scaled = optimizer.scale_loss(share)
+        gradients = tape.gradient(scaled, model.trainable_variables)
+        if mixed:
+            gradients = agreed(gradients, over_replicas)
         optimizer.apply(gradients, model.trainable_variables)  # sums the gradients over replicas
         return loss_value(totals, dice)
 

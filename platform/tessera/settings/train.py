@@ -9,6 +9,7 @@ from typing import Literal
 
 from tessera.images.augment import Augmentation
 from tessera.images.symmetries import SymmetryCount
+from tessera.model.numerics import Numerics
 from tessera.model.optimiser import OptimiserSpec
 from tessera.model.spec import UnetSpec
 from tessera.settings.common import TrackingSettings
@@ -162,6 +163,7 @@ class TrainSettings:
       schedule: how long and how often.
       inference: how held-out sections are predicted.
       resources: workers and GPUs.
+      numerics: precision and determinism.
       tracking: where MLflow keeps the run.
       register_as: name of the model in MLflow's registry.
       seed: of everything random.
@@ -181,6 +183,7 @@ class TrainSettings:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     resources: ResourceSettings = field(default_factory=ResourceSettings)
+    numerics: Numerics = field(default_factory=Numerics)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     register_as: str = "tessera-unet"
     seed: int = 2015

@@ -73,6 +73,7 @@ def training_loop(config: dict[str, Any]) -> None:
                 on_step=report,
                 on_checkpoint=on_checkpoint,
                 dice=settings.loss.dice,
+                numerics=settings.numerics,
                 resume=resume,
             )
     except DivergedError as error:
