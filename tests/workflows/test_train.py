@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def _settings(volumes: tuple[Path, Path], **changes: Any) -> TrainSettings:
         data=DataSettings([AnnotatedSections(raw, labels, "0-3")], [AnnotatedSections(raw, labels, "4-5")]),
         network=UnetSpec(filters=4, depth=2, padding="same", batch_norm=True, dropout=0.0),
         augmentation=Augmentation(elastic_sigma_px=2.0, flips=True, contrast=0.1, noise_sigma=0.05),
-        optimiser=OptimiserSpec(learning_rate=1e-2, warmup_steps=2),
+        optimiser=OptimiserSpec(learning_rate=1e-2, warmup_steps=2, ema_momentum=0.8, ema_norm_batches=4),
         schedule=ScheduleSettings(steps=24, batch=4, crop_px=64, log_every=6, checkpoint_every=12),
         inference=InferenceSettings(symmetries=8),
     )
@@ -95,6 +96,32 @@ def test_training_from_a_cut_to_a_refit(
 
     two = train(_settings(volumes, name="two", resources=ResourceSettings(workers=2)))
     np.testing.assert_allclose(_losses(two.run_id, home), _losses(result.run_id, home), rtol=5e-3)
+    _assert_the_same_network(two.bundle, result.bundle)
+
+
+def _assert_the_same_network(bundle: Path, other: Path) -> None:
+    raw = np.random.default_rng(0).integers(0, 256, (1, 48, 40), dtype=np.uint8)
+    one, another = (
+        predict_volume(network, raw, contract) for network, contract in map(load_predictor, (bundle, other))
+    )
+    np.testing.assert_allclose(one, another, atol=0.02)
+
+
+def test_a_run_that_diverges_stops_at_once_and_names_its_samples(
+    ray_session: None, volumes: tuple[Path, Path], home: Path
+) -> None:
+    wild = OptimiserSpec("sgd", learning_rate=1e30, warmup_steps=0, schedule="constant")
+    with pytest.raises(RuntimeError) as told:
+        train(_settings(volumes, optimiser=wild))
+    message = str(told.value)
+    found = re.fullmatch(
+        r"training tiny failed: the loss of step (\d+) is (?:nan|inf): .* Step \1 was fed samples (\d+) to (\d+): "
+        r"[\d, ]+ from raw\.zarr section [0-3].*\.",
+        message,
+    )
+    assert found, message
+    step, first, last = map(int, found.groups())
+    assert (first, last) == (4 * step, 4 * step + 3)
 
 
 def _cut_before_registration(volumes: tuple[Path, Path], home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
