@@ -1,4 +1,4 @@
-"""One normalisation rule: exact statistics, and voxels that depend on themselves alone."""
+"""The normalisation rules: exact statistics, and voxels that depend on themselves alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from tessera.images import normalise
-from tessera.images.normalise import Moments, Normalisation, estimate_global
+from tessera.images.normalise import Moments, Normalisation, estimate, estimate_global
 
 RULE = Normalisation("global", 127.3, 41.7)
 
@@ -113,8 +113,9 @@ def test_normalising_the_data_it_was_estimated_from_gives_mean_0_and_std_1() -> 
     assert normalised.std() == pytest.approx(1, abs=1e-6)
 
 
-def test_the_rule_survives_json() -> None:
-    assert Normalisation.from_dict(json.loads(json.dumps(RULE.to_dict()))) == RULE
+@pytest.mark.parametrize("rule", [RULE, Normalisation("per_section", 0.6, 0.3)])
+def test_the_rule_survives_json(rule: Normalisation) -> None:
+    assert Normalisation.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
 
 
 @pytest.mark.parametrize("values", [{"rule": "global", "mean": 1.0}, {**RULE.to_dict(), "median": 3}])
@@ -136,3 +137,65 @@ def test_missing_and_unknown_keys_are_errors(values: dict[str, Any]) -> None:
 def test_a_rule_that_cannot_normalise_is_an_error(rule: str, mean: float, std: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Normalisation(rule, mean, std)
+
+
+# The per_section rule
+
+PER_SECTION = Normalisation("per_section", 0.5, 0.25)
+
+
+def _drifted(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Sections of one kind of tissue, and the same with another brightness and contrast in each."""
+    rng = np.random.default_rng(seed)
+    tissue = rng.integers(60, 150, (4, 80, 90)).astype(np.uint8)
+    gain, offset = rng.integers(1, 3, (4, 1, 1)), rng.integers(-50, 0, (4, 1, 1))
+    return tissue, (tissue * gain + offset - 60 * (gain - 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_drifts_from_section_to_section_comes_out_alike(seed: int) -> None:
+    tissue, drifted = _drifted(seed)
+    assert np.abs(tissue.astype(int) - drifted).max() > 20
+    np.testing.assert_allclose(
+        PER_SECTION.apply_to_sections(drifted), PER_SECTION.apply_to_sections(tissue), rtol=0, atol=1e-5
+    )
+
+
+def test_estimated_per_section_the_sections_have_mean_0_and_std_1() -> None:
+    _, drifted = _drifted(0)
+    rule = estimate("per_section", list(drifted))
+    normalised = rule.apply_to_sections(drifted).astype(np.float64)
+    assert rule.rule == "per_section"
+    assert abs(normalised.mean()) < 1e-6
+    assert normalised.std() == pytest.approx(1, abs=1e-6)
+    assert np.abs(normalised.mean((1, 2))).max() < 0.05
+    assert estimate("global", list(drifted)) == estimate_global(drifted)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.float32])
+def test_a_section_is_scaled_by_its_levels_then_by_the_rule(dtype: type[np.generic]) -> None:
+    raw = np.arange(120).reshape(2, 6, 10).astype(dtype)
+    normalised = PER_SECTION.apply(raw, [(10, 30), (50, 100)])
+    expected = [((raw[0] - 10.0) / 20 - 0.5) / 0.25, ((raw[1] - 50.0) / 50 - 0.5) / 0.25]
+    assert normalised.dtype == np.float32
+    np.testing.assert_allclose(normalised, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_part_of_a_section_is_normalised_as_in_the_whole() -> None:
+    raw = np.random.default_rng(3).integers(0, 256, (3, 40, 50)).astype(np.uint8)
+    levels = [(20.0, 200.0), None, (90.0, 150.0)]
+    whole = PER_SECTION.apply(raw, levels)
+    np.testing.assert_array_equal(PER_SECTION.apply(raw[1:, 7:30, 11:], levels[1:]), whole[1:, 7:30, 11:])
+    assert not whole[1].any(), "a section without levels is flat"
+
+
+def test_levels_that_do_not_fit_the_rule_are_refused() -> None:
+    raw = np.ones((2, 3, 4), np.uint8)
+    with pytest.raises(ValueError, match="levels were given to the global rule"):
+        RULE.apply(raw, [(1, 2), (1, 2)])
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 4\) and no levels.*apply_to_sections"):
+        PER_SECTION.apply(raw)
+    with pytest.raises(ValueError, match="and 1 levels"):
+        PER_SECTION.apply(raw, [(1, 2)])
+    with pytest.raises(ValueError, match=r"shape \(3, 4\) and 2 levels"):
+        PER_SECTION.apply(raw[0], [(1, 2), (1, 2)])

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from tessera.geometry.arithmetic import Arithmetic
 from tessera.geometry.boxes import Box
 from tessera.geometry.tiles import tiles_of, widest_context
+from tessera.images.levels import LevelTable, levels_of_sections
 from tessera.images.mirror import read_mirrored
+from tessera.images.normalise import Normalisation
 from tessera.images.symmetries import Symmetry, SymmetryCount, check_square, symmetries_of
 from tessera.model.bundle import Contract, load_contract, load_model
 from tessera.model.numerics import switch_off_tf32
@@ -105,7 +107,13 @@ def load_predictor(folder: Path, symmetries: SymmetryCount | None = None) -> tup
 
 
 def predict_box(
-    predict: Predict, read: Read, shape: Sequence[int], core: Box, tile: Sequence[int], contract: Contract
+    predict: Predict,
+    read: Read,
+    shape: Sequence[int],
+    core: Box,
+    tile: Sequence[int],
+    contract: Contract,
+    levels: LevelTable | None = None,
 ) -> NDArray[np.float32]:
     """Membrane probability of a box, tile by tile.
 
@@ -116,13 +124,19 @@ def predict_box(
       core: the voxels wanted, in the volume's coordinates.
       tile: the most useful voxels per pass, z, y, x. Any value gives the same probabilities within 1e-5.
       contract: the model's: normalisation and arithmetic.
+      levels: for a `per_section` contract, grey levels of the sections of `core` and of its halo on z. Others that
+        are read along with a tile come out as 0; they yield no voxel of `core`.
 
     Returns:
       float32, of `core`'s shape, in [0, 1].
+
+    Raises:
+      ValueError: the contract's rule needs levels and there are none, or the other way round, or a section of `core`
+        is not among them.
     """
     arithmetic = contract.network.arithmetic
     context = widest_context(core, tile, arithmetic)
-    image = contract.normalisation.apply(read_mirrored(read, tuple(shape), context))
+    image = read_mirrored(_normalising(read, contract.normalisation, core, levels), tuple(shape), context)
     probability = np.empty(core.shape, np.float32)
     for piece in tiles_of(core, tile, arithmetic):
         tile_input = image[arithmetic.input_box(piece.useful).relative_to(context.start).slices]
@@ -131,6 +145,19 @@ def predict_box(
         kept = useful[piece.keep.relative_to(piece.useful.start).slices]
         probability[piece.keep.relative_to(core.start).slices] = kept
     return probability
+
+
+def _normalising(read: Read, rule: Normalisation, core: Box, levels: LevelTable | None) -> Read:
+    """`read`, with each section normalised by its own levels: what is mirrored later keeps those of its section."""
+    if levels is None:
+        return lambda box: rule.apply(read(box))
+    missing = [z for z in range(core.start[0], core.stop[0]) if z not in levels]
+    if missing:
+        raise ValueError(
+            f"sections {missing} of {core} have no entry in the table of grey levels: they would be predicted as flat "
+            "grey. Measure the levels of every section that is predicted."
+        )
+    return lambda box: rule.apply(read(box), [levels.get(z) for z in range(box.start[0], box.stop[0])])
 
 
 def _uncropped(arithmetic: Arithmetic, shape: Sequence[int]) -> tuple[slice, ...]:
@@ -142,11 +169,12 @@ def predict_volume(predict: Predict, volume: NDArray[Any], contract: Contract) -
 
     Args:
       predict: see `Predict`.
-      volume: raw, (z, y, x).
+      volume: raw, (z, y, x), of whole sections: under `per_section` their levels are measured here.
       contract: the model's.
     """
     core = Box.whole(volume.shape)
     tile = (1, *volume.shape[1:])
     period = contract.network.arithmetic.period
     whole = tuple(-(-n // p) * p for n, p in zip(tile, period, strict=True))
-    return predict_box(predict, lambda box: volume[box.slices], volume.shape, core, whole, contract)
+    levels = dict(enumerate(levels_of_sections(volume))) if contract.normalisation.needs_levels else None
+    return predict_box(predict, lambda box: volume[box.slices], volume.shape, core, whole, contract, levels)

@@ -8,6 +8,7 @@ from math import inf
 from typing import Literal
 
 from tessera.images.augment import Augmentation
+from tessera.images.normalise import Rule
 from tessera.images.symmetries import SymmetryCount
 from tessera.model.numerics import Numerics
 from tessera.model.optimiser import OptimiserSpec
@@ -156,6 +157,8 @@ class TrainSettings:
       refit: name of a finished run of the same settings but for the seed: learn from its training and validation
         sections together, with its threshold frozen and nothing chosen.
       data: what is learned from and what is held out.
+      normalisation: global takes one mean and spread for all voxels; per_section first brings each section to a common
+        scale by percentiles of its own grey values, for volumes whose sections drift in brightness or contrast.
       network: the U-Net.
       augmentation: what is done to each sample.
       loss: the border-weighted cross-entropy, and soft Dice.
@@ -172,6 +175,7 @@ class TrainSettings:
     name: str | None = None
     refit: str | None = None
     data: DataSettings = field(default_factory=DataSettings)
+    normalisation: Rule = "global"
     network: UnetSpec = field(default_factory=lambda: UnetSpec(12, 3, "same", batch_norm=True, dropout=0.0))
     augmentation: Augmentation = field(
         default_factory=lambda: Augmentation(

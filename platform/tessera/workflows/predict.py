@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tessera.engine.tasks import Process
 from tessera.geometry.boxes import Box
+from tessera.images.levels import LevelTable, digest_of_levels
 from tessera.images.quantise import quantise
 from tessera.images.symmetries import SymmetryCount, check_square
 from tessera.model.bundle import check_fit
@@ -31,6 +32,7 @@ from tessera.storage.identity import identity
 from tessera.storage.volumes import Volume, open_volume, update_attributes
 from tessera.tracking.runs import Tracker, check_tracking, tracking_uri
 from tessera.workflows.block_jobs import BlockReport, Stopwatch, checksum, run_block_job, session
+from tessera.workflows.levels import attribute_of, volume_levels
 from tessera.workflows.models import FoundModel, find_model
 from tessera.workflows.outputs import OutputPlan, claim_output, open_finished, plan_output, tracked_output
 from tessera.workflows.plain import plain
@@ -52,6 +54,7 @@ class PredictPlan:
       tile: most useful voxels per pass.
       symmetries: how many to average over.
       invalid: invalid sections, in the raw volume's numbering.
+      levels: grey levels of the sections that are read, in the same numbering, where the model's rule needs them.
     """
 
     volume: Path
@@ -61,6 +64,7 @@ class PredictPlan:
     tile: tuple[int, int, int]
     symmetries: SymmetryCount
     invalid: frozenset[int]
+    levels: LevelTable | None
 
 
 def predict(settings: PredictSettings) -> Path:
@@ -93,6 +97,7 @@ def plan_prediction(settings: PredictSettings, model: FoundModel, volume: Volume
     roi = parse_roi(settings.roi, volume.shape)
     _glance_at_values(volume, roi)
     invalid = frozenset(volume.invalid_sections)
+    levels = levels_for(model, volume, roi)
     output = plan_output(
         settings,
         settings.output,
@@ -108,12 +113,28 @@ def plan_prediction(settings: PredictSettings, model: FoundModel, volume: Volume
             "roi": [roi.start, roi.stop],
             "precision": "float32",
             "symmetries": symmetries,
+            **({} if levels is None else {"section_levels": digest_of_levels(levels)}),
         },
-        attributes=_attributes(settings, model, volume, roi, symmetries),
+        attributes=_attributes(settings, model, volume, roi, symmetries, levels),
         name=KIND,
         translation_nm=_translation_nm(volume, roi),
     )
-    return PredictPlan(Path(volume.url), output.path, model.bundle, roi, settings.tile, symmetries, invalid), output
+    bundle, tile = model.bundle, settings.tile
+    return PredictPlan(Path(volume.url), output.path, bundle, roi, tile, symmetries, invalid, levels), output
+
+
+def levels_for(model: FoundModel, volume: Volume, roi: Box) -> LevelTable | None:
+    """Grey levels of the sections that the region's prediction reads; None where the model's rule needs none.
+
+    Raises:
+      ValueError: a section has none, or holds NaN.
+    """
+    if not model.contract.normalisation.needs_levels:
+        return None
+    # What mirroring reads beyond the first or last section lies within the halo of it, too.
+    halo = model.contract.network.arithmetic.halo[0]
+    reach = range(max(roi.start[0] - halo, 0), min(roi.stop[0] + halo, volume.shape[0]))
+    return volume_levels(volume, reach, partial(read_finite, volume))
 
 
 def check_contract(model: FoundModel, volume: Volume, *, accept_mismatch: bool) -> None:
@@ -176,7 +197,12 @@ def _translation_nm(volume: Volume, roi: Box) -> tuple[float, ...] | None:
 
 
 def _attributes(
-    settings: PredictSettings, model: FoundModel, volume: Volume, roi: Box, symmetries: SymmetryCount
+    settings: PredictSettings,
+    model: FoundModel,
+    volume: Volume,
+    roi: Box,
+    symmetries: SymmetryCount,
+    levels: LevelTable | None,
 ) -> dict[str, Any]:
     inside = range(roi.start[0], roi.stop[0])
     return {
@@ -188,6 +214,7 @@ def _attributes(
         "threshold": model.contract.threshold,
         "symmetries": symmetries,
         "settings": plain(settings),
+        **({} if levels is None else {"section_levels": attribute_of(levels)}),
     }
 
 
@@ -203,7 +230,8 @@ def make_block_worker(plan: PredictPlan) -> Process:
             return predict_tiles(tiles)
 
     def probability_of(core: Box) -> NDArray[np.float32]:
-        return predict_box(one_at_a_time, partial(read_finite, volume), volume.shape, core, plan.tile, contract)
+        read = partial(read_finite, volume)
+        return predict_box(one_at_a_time, read, volume.shape, core, plan.tile, contract, plan.levels)
 
     return partial(process_block, plan, output, probability_of)
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tessera import __version__
 from tessera.images.augment import Augmentation
 from tessera.images.colours import shown_grey
-from tessera.images.normalise import estimate_global
+from tessera.images.normalise import estimate
 from tessera.model.bundle import Contract, load_contract
 from tessera.settings.common import RunnerSettings
 from tessera.settings.places import home, input_path
@@ -198,7 +198,7 @@ def first_contract(settings: TrainSettings, training: AnnotatedSet) -> Contract:
     facts = {"fingerprint": training.fingerprint, "sections": list(training.names), "version": __version__}
     return Contract(
         settings.network,
-        estimate_global(training.raw),
+        estimate(settings.normalisation, training.raw),
         training.dtype,
         training.voxel_size_nm,
         training=facts,

@@ -119,7 +119,7 @@ class SamplingSource:
 def sampling_source(settings: TrainSettings, contract: Contract, training: AnnotatedSet) -> SamplingSource:
     """Normalise the sections and compute their weight maps, once."""
     return SamplingSource(
-        images=tuple(contract.normalisation.apply(raw) for raw in training.raw),
+        images=tuple(contract.normalisation.apply_to_sections(raw[np.newaxis])[0] for raw in training.raw),
         names=training.names,
         membrane=training.membrane,
         weights=weight_maps(training.membrane, settings.loss),
