@@ -14,7 +14,7 @@ How a voxel gets its value:
     section z     |  neuron A    ||      neuron B    an upright face: narrow and dark
     section z+1   |  neuron A     \\\\   neuron B    an oblique one: wide and faint
 
-Not part of it: mitochondria, vesicles, tears, folds and missing sections.
+Not part of it: mitochondria, vesicles, tears, folds and drift (options, off in the instrument), missing sections.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from numpy.typing import NDArray
 from tessera.geometry.boxes import Box
 from tessera.images.hashing import bell, hash_at, stream, value_noise, white_noise
 from tessera.images.neurites import FARTHEST, VOXEL_SIZE_NM, Faces, Field, find_faces
+from tessera.images.phantom_damage import FARTHEST_PX, FOLD_LIGHT, Fold, drift_of, fold_of, tear_of
+from tessera.images.phantom_options import PLAIN, PhantomOptions
+from tessera.images.phantom_organelles import vesicle_darkness, with_mitochondria
 
 __all__ = ["VOXEL_SIZE_NM", "Phantom", "PhantomBlock"]
 
@@ -89,11 +92,13 @@ class PhantomBlock:
       raw: uint8, grey values; membranes are dark.
       membrane: bool, True on membrane.
       instances: uint64, the neuron's id, the same in every block; 0 on membrane.
+      unknown: bool, True where a tear or a fold's band hides what the labels say; nowhere without these options.
     """
 
     raw: NDArray[np.uint8]
     membrane: NDArray[np.bool_]
     instances: NDArray[np.uint64]
+    unknown: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +110,14 @@ class Phantom:
 
     Attributes:
       seed: 0 to 2^64 - 1; another seed is another volume of the same kind.
+      options: what makes it harder; by default it is the frozen instrument.
 
     >>> Phantom().block(Box((0, 0, 0), (1, 2, 3))).raw.shape
     (1, 2, 3)
     """
 
     seed: int = 2012
+    options: PhantomOptions = PLAIN
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
@@ -128,11 +135,15 @@ class Phantom:
           ValueError: the box is not of three axes, is empty, starts before voxel 0, or ends past voxel 2^26.
         """
         _check(box)
-        block = PhantomBlock(np.empty(box.shape, np.uint8), np.empty(box.shape, bool), np.empty(box.shape, np.uint64))
+        shape = box.shape
+        block = PhantomBlock(
+            np.empty(shape, np.uint8), np.empty(shape, bool), np.empty(shape, np.uint64), np.empty(shape, bool)
+        )
         for piece in _pieces(box):
             at = piece.relative_to(box.start).slices
-            part = _render(piece, self.seed)
+            part = _damaged(piece, self.seed, self.options)
             block.raw[at], block.membrane[at], block.instances[at] = part.raw, part.membrane, part.instances
+            block.unknown[at] = part.unknown
         return block
 
 
@@ -159,22 +170,61 @@ def _pieces(box: Box) -> Iterator[Box]:
         yield Box(start, tuple(a + step for a, step in zip(start, _PIECE, strict=True))).clipped(box)
 
 
-def _render(box: Box, seed: int) -> PhantomBlock:
-    """A small block, in one go."""
+def _damaged(box: Box, seed: int, options: PhantomOptions) -> PhantomBlock:
+    """A small block with the folds and tears of its sections; the options that are off cost nothing."""
+    fold = fold_of(box, seed, options.folds) if options.folds else None
+    block = _render(box, seed, options) if fold is None else _folded(box, seed, options, fold)
+    tear = tear_of(box, seed, options.tears) if options.tears else None
+    if tear is not None:
+        grey, torn = tear
+        np.copyto(block.raw, np.clip(np.rint(grey), 0, 255).astype(np.uint8), where=torn)
+        np.logical_or(block.unknown, torn, out=block.unknown)
+    return block
+
+
+def _folded(box: Box, seed: int, options: PhantomOptions, fold: Fold) -> PhantomBlock:
+    """Raw and labels, moved together as the fold moves tissue; what its band doubles is dark, and hidden."""
+    # Folds keep inside their fields, and fields begin at voxel 0: what they show lies inside the phantom.
+    around = box.grown((0, FARTHEST_PX, FARTHEST_PX)).clipped(Box.whole((FARTHEST,) * 3))
+    flat = _render(around, seed, options)
+    shown = np.arange(box.shape[0])[:, None, None], fold.y - around.start[1], fold.x - around.start[2]
+    raw = flat.raw[shown]
+    dark = np.rint(np.float32(FOLD_LIGHT) * raw.astype(np.float32)).astype(np.uint8)
+    return PhantomBlock(np.where(fold.band, dark, raw), flat.membrane[shown], flat.instances[shown], fold.band)
+
+
+def _render(box: Box, seed: int, options: PhantomOptions) -> PhantomBlock:
+    """A small block of undamaged sections, in one go."""
     faces = find_faces(box, seed)
     membrane = faces.distance_nm < _half_width(faces)
-    return PhantomBlock(_grey(box, seed, faces), membrane, np.where(membrane, np.uint64(0), faces.neuron))
+    instances = np.where(membrane, np.uint64(0), faces.neuron)
+    return PhantomBlock(_grey(box, seed, faces, options), membrane, instances, np.zeros(box.shape, bool))
 
 
-def _grey(box: Box, seed: int, faces: Faces) -> NDArray[np.uint8]:
+def _grey(box: Box, seed: int, faces: Faces, options: PhantomOptions) -> NDArray[np.uint8]:
     """What the microscope would show of these neurites: uint8, (z, y, x)."""
-    grey = _cytoplasm(box, seed, faces) - _stain(box, seed) * _profile(faces)
+    grey = _with_organelles(box, seed, faces, options) - _stain(box, seed) * _profile(faces)
     grey -= np.float32(MIDDLE)
     grey *= 1 + np.float32(GAIN_SIGMA) * _per_section(box, stream(seed, _Purpose.GAIN))
     grey += np.float32(MIDDLE) + np.float32(OFFSET_SIGMA) * _per_section(box, stream(seed, _Purpose.OFFSET))
     grey += np.float32(SHOT_SIGMA) * white_noise(box, stream(seed, _Purpose.SHOT))
+    if options.drift:
+        # The camera's settings drift, and act on noise and signal alike: what they spread apart, a rule can undo.
+        factor, offset = drift_of(box, seed, options.drift)
+        grey = (grey - np.float32(MIDDLE)) * factor + np.float32(MIDDLE) + offset
     clipped: NDArray[np.uint8] = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
     return clipped
+
+
+def _with_organelles(box: Box, seed: int, faces: Faces, options: PhantomOptions) -> Field:
+    """The grey of a neurite's inside, with what lies in it: float32, (z, y, x)."""
+    grey = _cytoplasm(box, seed, faces)
+    # Vesicles do not show through a mitochondrion.
+    dark = vesicle_darkness(box, seed, faces) if options.vesicles else None
+    if options.mitochondria:
+        grey, cover = with_mitochondria(grey, CYTOPLASM, box, seed, faces)
+        dark = None if dark is None else dark * (1 - cover)
+    return grey if dark is None else grey - dark
 
 
 def _cytoplasm(box: Box, seed: int, faces: Faces) -> Field:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tessera.images.normalise import Rule
+from tessera.images.phantom_options import PhantomOptions
 from tessera.settings.common import TrackingSettings
 
 
@@ -15,12 +17,16 @@ class DemoSettings:
       sections: of the synthetic volume; the last quarter is held out for the score, the quarter before it chooses.
       size: in-plane extent of a section, in pixels.
       steps: training steps.
+      phantom: what makes the synthetic volume harder; nothing by default.
+      normalisation: as in `tessera train`; per_section suits a volume whose sections drift.
       tracking: where MLflow keeps the runs.
     """
 
     sections: int = 24
     size: int = 512
     steps: int = 240
+    phantom: PhantomOptions = field(default_factory=PhantomOptions)
+    normalisation: Rule = "global"
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.places import home
 from tessera.settings.predict import PredictSettings
 from tessera.settings.segment import SegmentSettings
-from tessera.settings.train import ScheduleSettings, TrainSettings
+from tessera.settings.train import DataSettings, ScheduleSettings, TrainSettings
 from tessera.storage.files import write_atomically
 from tessera.storage.volumes import open_volume
 from tessera.tracking.pictures import contact_sheet, png_bytes
@@ -79,10 +79,10 @@ def run_demo(settings: DemoSettings) -> DemoResult:
     held_out = f"{settings.sections * 3 // 4}-{settings.sections - 1}"
     workers = 2
     _log.info("1/5 making the synthetic volume, %s voxels", "x".join(map(str, shape)))
-    truth = synthetic_volumes(shape, SEED, RunnerSettings(engine="serial"))
+    truth = synthetic_volumes(shape, SEED, RunnerSettings(engine="serial"), settings.phantom)
     with session(RunnerSettings()):
         _log.info("2/5 training on its first half, choosing the threshold on the quarter after it")
-        trained = train(_train_settings(settings, shape, name))
+        trained = train(_train_settings(settings, synthetic_data(shape, truth), name))
         _log.info("3/5 predicting the whole volume on 2 workers")
         membranes = predict(
             PredictSettings(
@@ -103,9 +103,11 @@ def run_demo(settings: DemoSettings) -> DemoResult:
     return DemoResult(truth, trained, membranes, cells, scores, raw, picture)
 
 
-def _train_settings(settings: DemoSettings, shape: tuple[int, int, int], name: str) -> TrainSettings:
+def _train_settings(settings: DemoSettings, data: DataSettings, name: str) -> TrainSettings:
     schedule = replace(ScheduleSettings(), steps=settings.steps, checkpoint_every=max(1, settings.steps // 2))
-    return TrainSettings(name=name, data=synthetic_data(shape, SEED), schedule=schedule, tracking=settings.tracking)
+    return TrainSettings(
+        name=name, data=data, normalisation=settings.normalisation, schedule=schedule, tracking=settings.tracking
+    )
 
 
 def smoothed_raw_score(truth: SyntheticVolumes, sections: list[int]) -> float:

@@ -37,7 +37,7 @@ from tessera.tracking.runs import Tracker, check_tracking, tracked_run, tracking
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
 from tessera.workflows.plain import plain
 from tessera.workflows.progress import following
-from tessera.workflows.synthetic import synthetic_volumes
+from tessera.workflows.synthetic import SyntheticVolumes, synthetic_volumes
 from tessera.workflows.training_loop import VALIDATION, Split, training_loop
 
 _log = logging.getLogger(__name__)
@@ -149,7 +149,8 @@ def with_absolute_data(settings: TrainSettings) -> TrainSettings:
         _log.warning(
             "no data.train is given: training on the embedded synthetic volume, a phantom of serial-section EM"
         )
-        return replace(settings, data=synthetic_data(SYNTHETIC_SHAPE, SYNTHETIC_SEED))
+        volumes = synthetic_volumes(SYNTHETIC_SHAPE, SYNTHETIC_SEED, RunnerSettings(engine="serial"))
+        return replace(settings, data=synthetic_data(SYNTHETIC_SHAPE, volumes))
 
     def absolute(parts: list[AnnotatedSections]) -> list[AnnotatedSections]:
         return [replace(p, volume=str(input_path(p.volume)), labels=str(input_path(p.labels))) for p in parts]
@@ -157,9 +158,8 @@ def with_absolute_data(settings: TrainSettings) -> TrainSettings:
     return replace(settings, data=replace(data, train=absolute(data.train), validation=absolute(data.validation)))
 
 
-def synthetic_data(shape: tuple[int, int, int], seed: int) -> DataSettings:
+def synthetic_data(shape: tuple[int, int, int], volumes: SyntheticVolumes) -> DataSettings:
     """The synthetic volume's split: the first half to learn from, a quarter to choose on, a quarter left alone."""
-    volumes = synthetic_volumes(shape, seed, RunnerSettings(engine="serial"))
     half, three_quarters = shape[0] // 2, shape[0] * 3 // 4
 
     def part(sections: str) -> list[AnnotatedSections]:
