@@ -13,6 +13,7 @@ from terminal import refusal, tessera
 from tessera.geometry.boxes import Box
 from tessera.images.augment import Augmentation
 from tessera.images.phantom import Phantom
+from tessera.images.phantom_options import PhantomOptions
 from tessera.settings.common import RunnerSettings
 from tessera.settings.train import AnnotatedSections, DataSettings
 from tessera.storage.ledger import ledger_path, remove_output
@@ -163,3 +164,15 @@ def test_turns_are_refused_where_pixels_are_not_square() -> None:
         check_turns(turning, (50.0, 4.0, 8.0))
     check_turns(turning, (50.0, 4.0, 4.0))
     check_turns(replace(turning, rotation_degrees=0.0, flips=True), (50.0, 4.0, 8.0))
+
+
+def test_a_harder_phantom_is_another_volume_and_says_what_it_hides() -> None:
+    shape, serial, damaged = (2, 330, 330), RunnerSettings(engine="serial"), PhantomOptions(tears=1.0)
+    plain, torn = synthetic_volumes(shape, 5, serial), synthetic_volumes(shape, 5, serial, damaged)
+    assert plain.unknown is None
+    assert not {plain.raw, plain.labels, plain.instances} & {torn.raw, torn.labels, torn.instances}
+    expected = Phantom(5, damaged).block(Box.whole(shape))
+    assert torn.unknown is not None
+    np.testing.assert_array_equal(open_volume(torn.unknown).array[:] == 255, expected.unknown)
+    np.testing.assert_array_equal(open_volume(torn.raw).array[:], expected.raw)
+    assert (open_volume(plain.raw).array[:] != expected.raw).any()

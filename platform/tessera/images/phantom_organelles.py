@@ -28,7 +28,7 @@ from tessera.images.neurites import VOXEL_SIZE_NM, Faces, Field, find_faces
 
 MITO_PITCH_NM = (700, 480, 480)
 """Spacing of the lattice in whose cells one mitochondrion each may begin."""
-MITO_CHANCE = 0.85
+MITO_CHANCE = 0.7
 MITO_SEARCH_PX = 22
 """Its centre is the deepest point of a neurite this far around where it begins, on y and x."""
 MITO_FREE_NM = 80.0
@@ -40,12 +40,14 @@ MITO_DEPTHS = (2.0, 3.6)
 """The long axis, and the one along z, in units of the short one."""
 MITO_GAP_NM = 30.0
 """From the neurite's face to a mitochondrion's wall, at least: more than half the widest membrane, 25 nm."""
+MITO_ROUNDING_NM = 40.0
+"""How roundly a mitochondrion's end turns into the side that follows its neurite."""
 MITO_SUPPORT = 1.2
 """Nothing of a mitochondrion lies outside its ellipsoid enlarged by this."""
 WOBBLE = ((3, 22, 22), 9.0)
 WALL_NM, WALL_DEPTH = 8.0, 42.0
-MATRIX, MATRIX_TEXTURE = 96.0, 0.6
-CRISTA_PITCH_NM, CRISTA_DEPTH = 44.0, 62.0
+MATRIX, MATRIX_TEXTURE = 88.0, 0.6
+CRISTA_PITCH_NM, CRISTA_DEPTH = 44.0, 66.0
 CRISTA_BEND = ((2, 14, 14), 17.0)
 
 # Vesicles.
@@ -109,12 +111,12 @@ def with_mitochondria(grey: Field, cytoplasm: float, box: Box, seed: int, faces:
       The grey values and the cover in [0, 1], float32, (z, y, x).
     """
     cover = np.zeros(box.shape, np.float32)
+    matrix = np.float32(MATRIX) + np.float32(MATRIX_TEXTURE) * (grey - np.float32(cytoplasm))
     for one in _mitochondria_near(box, seed):
         body = _body(one, box, seed, faces)
         inside = np.clip(body.depth / np.float32(4) + np.float32(0.5), 0, 1)
         wall = np.maximum(1 - np.abs(body.depth - np.float32(WALL_NM)) / np.float32(WALL_NM), 0)
-        own = np.float32(MATRIX) + np.float32(MATRIX_TEXTURE) * (grey - np.float32(cytoplasm)) + _cristae(body)
-        grey = grey + inside * (own - grey) - np.float32(WALL_DEPTH) * wall
+        grey = grey + inside * (matrix + _cristae(body) - grey) - np.float32(WALL_DEPTH) * wall
         cover = np.maximum(cover, inside)
     return grey, cover
 
@@ -147,7 +149,7 @@ def _mitochondrion(seed: int, z: int, y: int, x: int) -> _Mitochondrion | None:
     if room < MITO_FREE_NM:
         return None
     least, most = MITO_WIDTHS_NM
-    short = min(max(room, least), least + draw[_MITO_WIDTH] * (most - least))
+    short = min(max(0.85 * room, least), least + draw[_MITO_WIDTH] * (most - least))
     long = short * (MITO_LENGTHS[0] + draw[_MITO_LENGTH] * (MITO_LENGTHS[1] - MITO_LENGTHS[0]))
     deep = short * (MITO_DEPTHS[0] + draw[_MITO_DEPTH] * (MITO_DEPTHS[1] - MITO_DEPTHS[0]))
     # A point of the half circle without sine or cosine: only what rounds alike everywhere.
@@ -188,10 +190,20 @@ def _body(one: _Mitochondrion, box: Box, seed: int, faces: Faces) -> _Body:
     slope = np.sqrt(p * p + q * q + r * r) / np.maximum(radius, np.float32(1e-3))
     depth = (1 - radius) / np.maximum(slope, np.float32(1e-4))
     depth = depth + np.float32(WOBBLE[1]) * value_noise(box, WOBBLE[0], stream(seed, _Purpose.MITO_WOBBLE))
-    depth = np.minimum(depth, faces.distance_nm - np.float32(MITO_GAP_NM))
+    depth = _rounded_minimum(depth, faces.distance_nm - np.float32(MITO_GAP_NM))
     belongs = (faces.neuron == np.uint64(one.neuron)) & (radius < MITO_SUPPORT)
     bend = np.float32(CRISTA_BEND[1]) * value_noise(box, CRISTA_BEND[0], stream(seed, _Purpose.MITO_BEND))
     return _Body(np.where(belongs, depth, np.float32(-1e6)), along + bend)
+
+
+def _rounded_minimum(a: Field, b: Field) -> Field:
+    """The lesser of two depths, less up to MITO_ROUNDING_NM / 4 where they are alike: their common edge is rounded.
+
+    Source: Quilez, "Smooth minimum" (the quadratic one), iquilezles.org.
+    """
+    share = np.clip(np.float32(0.5) + (b - a) / np.float32(2 * MITO_ROUNDING_NM), 0, 1)
+    lesser: Field = b + share * (a - b) - np.float32(MITO_ROUNDING_NM) * share * (1 - share)
+    return lesser
 
 
 def _cristae(body: _Body) -> Field:
