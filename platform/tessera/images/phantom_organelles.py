@@ -79,6 +79,13 @@ class _Purpose(IntEnum):
     VESICLE_NEURON = 117
 
 
+# What makes a mitochondrion's surface uneven, and its cristae bend.
+_NOISES = tuple(
+    (wavelength, np.float32(sigma), purpose)
+    for (wavelength, sigma), purpose in ((WOBBLE, _Purpose.MITO_WOBBLE), (CRISTA_BEND, _Purpose.MITO_BEND))
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Mitochondrion:
     """One of them: centre (z, y, x) in nm, half axes along z, its long and its short one in nm, direction in plane."""
@@ -112,8 +119,12 @@ def with_mitochondria(grey: Field, cytoplasm: float, box: Box, seed: int, faces:
     """
     cover = np.zeros(box.shape, np.float32)
     matrix = np.float32(MATRIX) + np.float32(MATRIX_TEXTURE) * (grey - np.float32(cytoplasm))
-    for one in _mitochondria_near(box, seed):
-        body = _body(one, box, seed, faces)
+    here = [one for one in _mitochondria_near(box, seed) if (faces.neuron == np.uint64(one.neuron)).any()]
+    noise = [
+        sigma * value_noise(box, wavelength, stream(seed, purpose)) for wavelength, sigma, purpose in _NOISES if here
+    ]
+    for one in here:
+        body = _body(one, box, faces, *noise)
         inside = np.clip(body.depth / np.float32(4) + np.float32(0.5), 0, 1)
         wall = np.maximum(1 - np.abs(body.depth - np.float32(WALL_NM)) / np.float32(WALL_NM), 0)
         grey = grey + inside * (matrix + _cristae(body) - grey) - np.float32(WALL_DEPTH) * wall
@@ -176,7 +187,7 @@ def _deepest(voxel: tuple[int, ...], seed: int) -> tuple[tuple[int, int, int], f
     return (centre[0], centre[1], centre[2]), float(faces.distance_nm[z, y, x]), int(faces.neuron[z, y, x])
 
 
-def _body(one: _Mitochondrion, box: Box, seed: int, faces: Faces) -> _Body:
+def _body(one: _Mitochondrion, box: Box, faces: Faces, wobble: Field, bend: Field) -> _Body:
     """Where in a mitochondrion each voxel lies; far outside, or in another neuron, the depth is very negative."""
     at = zip(box.start, box.stop, one.centre, _VOXEL, strict=True)
     w, dy, dx = np.ix_(*((np.arange(a, b) * size - c).astype(np.float32) for a, b, c, size in at))
@@ -188,11 +199,9 @@ def _body(one: _Mitochondrion, box: Box, seed: int, faces: Faces) -> _Body:
     p, q, r = p / deep, q / long, r / short
     # To first order the way to the surface of an implicit shape is f / |grad f|, as for the neurites' faces.
     slope = np.sqrt(p * p + q * q + r * r) / np.maximum(radius, np.float32(1e-3))
-    depth = (1 - radius) / np.maximum(slope, np.float32(1e-4))
-    depth = depth + np.float32(WOBBLE[1]) * value_noise(box, WOBBLE[0], stream(seed, _Purpose.MITO_WOBBLE))
+    depth = (1 - radius) / np.maximum(slope, np.float32(1e-4)) + wobble
     depth = _rounded_minimum(depth, faces.distance_nm - np.float32(MITO_GAP_NM))
     belongs = (faces.neuron == np.uint64(one.neuron)) & (radius < MITO_SUPPORT)
-    bend = np.float32(CRISTA_BEND[1]) * value_noise(box, CRISTA_BEND[0], stream(seed, _Purpose.MITO_BEND))
     return _Body(np.where(belongs, depth, np.float32(-1e6)), along + bend)
 
 
