@@ -20,7 +20,9 @@ from typing import Any
 
 from tessera.images.normalise import Rule
 from tessera.images.phantom_options import PhantomOptions
+from tessera.settings.common import RunnerSettings
 from tessera.settings.demo import DemoSettings
+from tessera.workflows.block_jobs import session
 from tessera.workflows.demo import run_demo
 
 MOST_LOST = 0.01
@@ -55,9 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     size = {name: getattr(chosen, name) for name in ("steps", "sections", "size")}
     arms = {}
-    for name, (rule, drifting) in ARMS.items():
-        arms[name] = measured(size, rule, PhantomOptions(drift=chosen.drift if drifting else 0.0))
-        print(f"{name:24} V_Rand {arms[name]['v_rand']:.4f}", file=sys.stderr)
+    with session(RunnerSettings()):  # one Ray for all arms
+        for name, (rule, drifting) in ARMS.items():
+            arms[name] = measured(size, rule, PhantomOptions(drift=chosen.drift if drifting else 0.0))
+            print(f"{name:24} V_Rand {arms[name]['v_rand']:.4f}", file=sys.stderr)
     machine = {"machine": platform.machine(), "python": platform.python_version()}
     facts = {**asdict(DemoSettings(**size)), "drift": chosen.drift, **machine}
     found = verdict(arms)

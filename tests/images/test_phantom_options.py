@@ -55,6 +55,16 @@ def test_a_block_of_a_harder_phantom_is_bit_equal_to_the_same_block_of_the_whole
         np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[at], err_msg=name)
 
 
+@pytest.mark.parametrize("start", range(0, 26, 3))
+def test_organelles_are_whole_wherever_a_block_begins(start: int) -> None:
+    crowded = Box((10, 60, 270), (12, 150, 400))
+    whole = _block(crowded, mitochondria=True, vesicles=True).raw
+    assert (whole != _block(crowded).raw).mean() > 0.15
+    box = Box((11, 70 + start, 290 + start), (12, 90 + 2 * start, 380 - start))
+    part = Phantom(2012, PhantomOptions(mitochondria=True, vesicles=True)).block(box).raw
+    np.testing.assert_array_equal(part, whole[box.relative_to(crowded.start).slices])
+
+
 def test_blocks_join_at_the_corner_of_fields_far_from_the_origin() -> None:
     corner = Box((501, 40 * FIELD_PX - 30, 70 * FIELD_PX - 40), (503, 40 * FIELD_PX + 50, 70 * FIELD_PX + 30))
     whole = Phantom(3, EVERYTHING).block(corner)
