@@ -65,6 +65,16 @@ def test_organelles_are_whole_wherever_a_block_begins(start: int) -> None:
     np.testing.assert_array_equal(part, whole[box.relative_to(crowded.start).slices])
 
 
+def test_the_end_of_a_mitochondrion_is_drawn_where_its_middle_is_far_off() -> None:
+    around = Box((8, 0, 0), (12, 256, 256))
+    whole = _block(around, mitochondria=True).raw
+    body = np.argwhere(whole != _block(around).raw)
+    phantom = Phantom(2012, PhantomOptions(mitochondria=True))
+    for corner in body[:: len(body) // 60]:
+        box = Box(tuple(map(int, corner)), tuple(map(int, corner + 1))).shifted(around.start)
+        np.testing.assert_array_equal(phantom.block(box).raw.ravel(), whole[tuple(corner)], err_msg=str(box))
+
+
 def test_blocks_join_at_the_corner_of_fields_far_from_the_origin() -> None:
     corner = Box((501, 40 * FIELD_PX - 30, 70 * FIELD_PX - 40), (503, 40 * FIELD_PX + 50, 70 * FIELD_PX + 30))
     whole = Phantom(3, EVERYTHING).block(corner)
