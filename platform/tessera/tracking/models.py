@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tessera.tracking.pages import link_to, run_address
 from tessera.tracking.runs import Tracker
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
@@ -47,7 +48,21 @@ def register_bundle(tracker: Tracker, bundle: Path, name: str, requirements: Seq
             signature=signature,
             registered_model_name=name,
         )
-    return f"models:/{name}/{_version(tracker, name, info)}"
+    model_uri = f"models:/{name}/{_version(tracker, name, info)}"
+    _describe(tracker, model_uri)
+    return model_uri
+
+
+def _describe(tracker: Tracker, model_uri: str) -> None:
+    """What the version's page says of it; the run that trained it leads on to those that used it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+    run = client.get_run(tracker.run_id).info
+    trained = link_to(run.run_name, run_address(run.experiment_id, run.run_id))
+    _, name, version = model_uri.split("/")
+    use = f"`tessera predict --model {model_uri} --volume RAW --output MEMBRANES`"
+    client.update_model_version(name, version, f"Membrane probability of raw sections: {use}. Trained by {trained}.")
 
 
 def _version(tracker: Tracker, name: str, info: Any) -> str:

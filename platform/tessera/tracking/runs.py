@@ -16,6 +16,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from tessera.tracking.pages import NOTE, experiment_tags, link_to, run_address, with_link
+
 MAX_PARAM_LENGTH = 6000
 _URI_HINT = "Try null for a file under TESSERA_HOME, or http://HOST:5000 for a server that runs."
 
@@ -48,8 +50,16 @@ class Tracker:
             _client(self.uri).set_tag(self.run_id, name, value)
 
     def picture(self, key: str, image: NDArray[Any], step: int) -> None:
-        """Log an RGB picture, uint8 (y, x, 3), that MLflow shows over steps."""
-        _client(self.uri).log_image(self.run_id, image, key=key, step=step, synchronous=True)
+        """Log an RGB picture, uint8 (y, x, 3): MLflow shows it over steps, and the run's description links to the last.
+
+        Over steps it stands below all parameters and begins at step 0; the file of its own opens by itself.
+        """
+        client, file = _client(self.uri), f"{key}.png"
+        client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+        client.log_image(self.run_id, image, artifact_file=file)
+        info = client.get_run(self.run_id).info
+        address = run_address(info.experiment_id, info.run_id, f"artifacts/{file}")
+        _describe(client, info.run_id, "last picture", link_to(file, address))
 
     def document(self, name: str, content: Mapping[str, Any]) -> None:
         """Log a JSON document."""
@@ -65,12 +75,31 @@ class Tracker:
             self.run_id, datasets=[DatasetInput(data, tags=[InputTag("mlflow.data.context", context)])]
         )
 
+    def uses_model(self, model_uri: str) -> None:
+        """Tell which registered model the run used, models:/NAME/VERSION; a bundle's folder is in no registry."""
+        from mlflow.entities import LoggedModelInput
+        from mlflow.models import get_model_info
+
+        if not model_uri.startswith("models:/"):
+            return
+        _use(self.uri)
+        model_id = get_model_info(model_uri).model_id
+        if model_id is not None:  # a model that MLflow 2 registered has none
+            _client(self.uri).log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
+
     def link(self, relation: str, other_run_id: str) -> None:
-        """Link this run with another in both directions, as tags: lineage that can be followed either way."""
+        """Link this run with another in both directions, as tags and in the descriptions that their pages show.
+
+        Linking again changes nothing. The tags are the record; of two jobs that link to one run in the same
+        instant, its description may keep one.
+        """
         client = _client(self.uri)
         client.set_tag(self.run_id, f"tessera.{relation}", other_run_id)
         if has_run(self.uri, other_run_id):  # the model may come from another lab's server
             client.set_tag(other_run_id, f"tessera.{relation}_of.{self.run_id[:8]}", self.run_id)
+            here, there = client.get_run(self.run_id).info, client.get_run(other_run_id).info
+            _describe(client, here.run_id, relation.replace("_", " "), _link(there))
+            _describe(client, there.run_id, "used by", _link(here))
 
 
 def check_tracking(uri: str) -> None:
@@ -161,12 +190,30 @@ def _begin(uri: str, experiment: str, name: str, tags: Mapping[str, str], home: 
 def _experiment_id(client: Any, uri: str, name: str, home: Path) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
+        _describe_experiment(client, found.experiment_id, found.tags)
         return str(found.experiment_id)
     # Without a location of its own a local database would put artifacts into the current folder.
     location = (home / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-    # The kind decides which pages the UI opens with: training runs, or those for chat agents.
-    kind = {"mlflow.experimentKind": "custom_model_development"}
-    return str(client.create_experiment(name, artifact_location=location, tags=kind))
+    made = str(client.create_experiment(name, artifact_location=location))
+    _describe_experiment(client, made, {})
+    return made
+
+
+def _describe_experiment(client: Any, experiment_id: str, present: Mapping[str, str]) -> None:
+    for key, value in experiment_tags(experiment_id).items():
+        if key not in present:  # what a person changed stays
+            client.set_experiment_tag(experiment_id, key, value)
+
+
+def _link(info: Any) -> str:
+    return link_to(info.run_name, run_address(info.experiment_id, info.run_id))
+
+
+def _describe(client: Any, run_id: str, words: str, link: str) -> None:
+    """Add a line to a run's description, once."""
+    note = client.get_run(run_id).data.tags.get(NOTE, "")
+    if (linked := with_link(note, words, link)) != note:
+        client.set_tag(run_id, NOTE, linked)
 
 
 def _user() -> dict[str, str]:
@@ -217,13 +264,19 @@ def fetch_artifacts(uri: str, model_uri: str, folder: Path) -> Path:
     Raises:
       FileNotFoundError: no such model or version.
     """
-    _client(uri)
-    import mlflow
-
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    mlflow = _use(uri)
     try:
         found = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(folder), tracking_uri=uri)
         return Path(found)
     except mlflow.exceptions.MlflowException as error:
         raise FileNotFoundError(f"{model_uri} is not in the registry at {uri}: {error}") from None
+
+
+def _use(uri: str) -> Any:
+    """MLflow's module, speaking to this server: what reads models knows no client."""
+    _client(uri)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow

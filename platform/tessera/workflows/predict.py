@@ -81,6 +81,7 @@ def predict(settings: PredictSettings) -> Path:
     with session(settings):
         claim_output(output, overwrite=settings.overwrite)
         with tracked_output(output, settings, {"tessera.model": model.name}) as run:
+            run.uses_model(model.name)
             report = run_block_job(output, partial(make_block_worker, plan), settings)
             _record(run, plan, model, report)
     return output.path
