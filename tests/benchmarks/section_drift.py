@@ -6,7 +6,8 @@
 Each arm is `tessera demo`: the network of configs/demo.yaml learns from the first half of the volume, chooses its
 threshold on the quarter after it and is scored once on the last one, from the same seeds. The volumes differ in the
 drift alone. The promise: under per_section, drift lowers V_Rand at the frozen threshold by at most 0.01. Prints one
-JSON document, and exits with 1 where the promise is not kept.
+JSON document, and exits with 1 where the promise is not kept. Each arm is kept in --results as soon as it is measured:
+the same command again measures only what is missing.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import argparse
 import json
 import platform
 import sys
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tessera.images.normalise import Rule
 from tessera.images.phantom_options import PhantomOptions
 from tessera.settings.common import RunnerSettings
 from tessera.settings.demo import DemoSettings
+from tessera.settings.places import home
+from tessera.storage.files import write_atomically
 from tessera.workflows.block_jobs import session
 from tessera.workflows.demo import run_demo
 
@@ -48,23 +51,43 @@ def verdict(arms: dict[str, dict[str, float]]) -> dict[str, Any]:
     return {"lost": lost, "most_lost": MOST_LOST, "kept": lost["per_section"] <= MOST_LOST}
 
 
+def settled(file: Path, settings: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The arms that an earlier run of the same settings measured.
+
+    Raises:
+      ValueError: the file holds another measurement.
+    """
+    if not file.exists():
+        return {}
+    kept = json.loads(file.read_text())
+    if kept["settings"] != settings:
+        raise ValueError(
+            f"{file} holds a measurement with other settings, {kept['settings']}: two would be mixed. Give another "
+            "--results."
+        )
+    arms: dict[str, dict[str, float]] = kept["arms"]
+    return arms
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run all arms and print the document."""
+    """Run the arms that are missing, keep each as soon as it is measured, and print the document."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, default in (("steps", 240), ("sections", 24), ("size", 512)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--drift", type=float, default=1.0)
+    parser.add_argument("--results", type=Path, default=home() / "section-drift.json")
     chosen = parser.parse_args(arguments)
     size = {name: getattr(chosen, name) for name in ("steps", "sections", "size")}
-    arms = {}
+    settings = {**size, "drift": chosen.drift, "machine": platform.machine(), "python": platform.python_version()}
+    arms = settled(chosen.results, settings)
     with session(RunnerSettings()):  # one Ray for all arms
         for name, (rule, drifting) in ARMS.items():
-            arms[name] = measured(size, rule, PhantomOptions(drift=chosen.drift if drifting else 0.0))
+            if name not in arms:
+                arms[name] = measured(size, rule, PhantomOptions(drift=chosen.drift if drifting else 0.0))
+                write_atomically(chosen.results, json.dumps({"settings": settings, "arms": arms}, indent=2).encode())
             print(f"{name:24} V_Rand {arms[name]['v_rand']:.4f}", file=sys.stderr)
-    machine = {"machine": platform.machine(), "python": platform.python_version()}
-    facts = {**asdict(DemoSettings(**size)), "drift": chosen.drift, **machine}
     found = verdict(arms)
-    print(json.dumps({"settings": facts, "arms": arms, **found}, indent=2))
+    print(json.dumps({"settings": settings, "arms": arms, **found}, indent=2))
     return 0 if found["kept"] else 1
 
 
