@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera.geometry.boxes import Box
@@ -22,6 +22,7 @@ from tessera.images.levels import (
 
 
 @given(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)))
+@settings(deadline=None)
 def test_patches_lie_inside_apart_and_within_the_budget(extent: tuple[int, int]) -> None:
     patches = sampled_patches(extent)
     assert 0 < sum(patch.size for patch in patches) <= WHOLE_VOXELS
