@@ -27,7 +27,7 @@ from tessera.tracking.pages import VIEWS, run_address
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 
 CHROMIUM = find_chromium()
-START_SECONDS = 180
+START_SECONDS = 300
 PICTURE_PX = (211, 577)
 NAME = "attributes.`Run Name`"
 

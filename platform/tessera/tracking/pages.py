@@ -65,7 +65,8 @@ class View:
 
 def _width_px(column: str) -> int:
     name = column.split("`")[1] if "`" in column else column
-    return _WIDTHS_PX.get(column, max(100, 24 + 8 * len(name)))
+    least = 165 if column.startswith("metrics") else 100  # all digits of a score
+    return _WIDTHS_PX.get(column, max(least, 24 + 8 * len(name)))
 
 
 def _metrics(*names: str) -> tuple[str, ...]:
