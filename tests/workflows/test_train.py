@@ -92,7 +92,7 @@ def test_training_from_a_cut_to_a_refit(
     _assert_the_registered_model_predicts_what_the_bundle_does(result, home)
     with pytest.raises(FileExistsError, match=r"run tiny is finished.*give another --name"):
         train(_settings(volumes))
-    _assert_a_refit_freezes_the_threshold(volumes, result)
+    _assert_a_refit_freezes_the_threshold(volumes, result, home)
 
     two = train(_settings(volumes, name="two", resources=ResourceSettings(workers=2)))
     np.testing.assert_allclose(_losses(two.run_id, home), _losses(result.run_id, home), rtol=5e-3)
@@ -146,7 +146,10 @@ def _assert_the_run_holds_what_it_promises(result: TrainResult, home: Path) -> N
     losses = _losses(result.run_id, home)
     assert losses[-1] < 0.7 * losses[0], "it learns"
     assert [m.step for m in client.get_metric_history(result.run_id, "val_v_rand")] == [12, 24]
-    assert {i.dataset.digest for i in run.inputs.dataset_inputs} == {result.contract.training["fingerprint"][:16]}
+    read = {i.tags[0].value: i.dataset.digest for i in run.inputs.dataset_inputs}
+    assert read["training"] == result.contract.training["fingerprint"][:16]
+    assert set(read) == {"training", "validation"}
+    assert read["training"] != read["validation"]
     pictures = [f.path for f in client.list_artifacts(result.run_id, "images")]
     assert any("validation" in path for path in pictures)
     version = client.get_model_version("tessera-unet", result.model_uri.rsplit("/", 1)[-1])
@@ -172,9 +175,11 @@ def _assert_the_registered_model_predicts_what_the_bundle_does(result: TrainResu
     assert np.abs(predict_volume(alone, raw, contract) - expected).max() > 1e-4, "it averages as the bundle says"
 
 
-def _assert_a_refit_freezes_the_threshold(volumes: tuple[Path, Path], chosen: TrainResult) -> None:
+def _assert_a_refit_freezes_the_threshold(volumes: tuple[Path, Path], chosen: TrainResult, home: Path) -> None:
     again = train(_settings(volumes, name="refitted", refit="tiny", seed=7))
     assert again.contract.threshold == chosen.contract.threshold
+    tags = MlflowClient(tracking_uri(None, home)).get_run(again.run_id).data.tags
+    assert tags["tessera.refit_of"] == chosen.run_id
     assert len(again.contract.training["sections"]) == 6, "validation sections are learned from as well"
     assert again.contract.training["validation"] == {}
     with pytest.raises(ValueError, match="that run had other settings"):

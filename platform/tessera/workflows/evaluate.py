@@ -151,3 +151,6 @@ def _log_scores(run: Tracker, result: dict[str, Any], probability: Volume) -> No
     run.document("scores.json", result)
     if probability.attributes.get("run_id"):
         run.link("predicted_by", probability.attributes["run_id"])
+    trained = probability.attributes.get("model", {}).get("training_run_id")
+    if trained:
+        run.link("scores", trained)  # a training's page leads to its scores at once

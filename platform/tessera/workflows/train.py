@@ -95,8 +95,7 @@ def train(settings: TrainSettings) -> TrainResult:
         folder.mkdir(parents=True, exist_ok=True)
         begun = {"run_id": run.run_id, "settings": plain(settings), "fingerprints": prints}
         (folder / RUN).write_text(json.dumps(begun, indent=2))
-        for part in split.learned:
-            run.dataset(part.volume, training.fingerprint, "training")
+        _tell_lineage(run, settings, split, training.fingerprint, prints["validation"])
         contract = contract.with_training(threshold, run_id=run.run_id, run_name=name, refit_of=settings.refit)
         checkpoint = _run_group(settings, split, contract, run, name)
         model_uri = register_bundle(run, checkpoint / "bundle", settings.register_as, _requirements())
@@ -104,6 +103,17 @@ def train(settings: TrainSettings) -> TrainResult:
         bundle = folder / "bundle"  # its presence says that the run is finished: it comes last
         shutil.copytree(checkpoint / "bundle", bundle)
     return TrainResult(name, run.run_id, bundle, model_uri, load_contract(bundle))
+
+
+def _tell_lineage(run: Tracker, settings: TrainSettings, split: Split, learned: str, held_out: str) -> None:
+    """Which data the run reads, and which run it repeats."""
+    for part in split.learned:
+        run.dataset(part.volume, learned, "training")
+    for part in split.held_out:
+        run.dataset(part.volume, held_out, "validation")
+    if settings.refit is not None:
+        begun = json.loads((home() / "runs" / settings.refit / RUN).read_text())
+        run.link("refit_of", begun["run_id"])
 
 
 def check_turns(augmentation: Augmentation, voxel_size_nm: tuple[float, float, float]) -> None:
