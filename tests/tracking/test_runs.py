@@ -111,9 +111,9 @@ def test_an_experiment_gets_its_views_and_keeps_what_a_person_changed(uri: str, 
     assert tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-def test_a_bundle_in_a_folder_is_no_registered_model(uri: str, home: Path) -> None:
+def test_a_bundle_in_a_folder_is_no_registered_model(uri: str, home: Path, tmp_path: Path) -> None:
     with _run(uri, home) as prediction:
-        prediction.uses_model("/home/somebody/bundle")
+        prediction.uses_model(str(tmp_path / "bundle"))
     assert not MlflowClient(uri).get_run(prediction.run_id).inputs.model_inputs
 
 
