@@ -24,7 +24,7 @@ from browser import Browser, find_chromium, running_chromium
 from bundles import make_bundle
 from tessera.tracking.models import register_bundle
 from tessera.tracking.pages import VIEWS, run_address
-from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
+from tessera.tracking.runs import Tracker, tracked_run
 
 CHROMIUM = find_chromium()
 START_SECONDS = 300
@@ -63,8 +63,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Itera
     folder = tmp_path_factory.mktemp("lab")
     shutil.copy(empty_database, folder / "mlflow.db")
     with _server(folder) as wait_until_healthy:
-        runs = _fill(tracking_uri(None, folder), folder)
+        runs = _fill(_database(folder), folder)
         yield Lab(wait_until_healthy(), runs)
+
+
+def _database(folder: Path) -> str:
+    return f"sqlite:///{folder / 'mlflow.db'}"  # whatever MLflow's environment variable says
 
 
 def _fill(uri: str, folder: Path) -> dict[str, str]:
@@ -106,7 +110,7 @@ def _server(folder: Path) -> Iterator[Callable[[], str]]:
     """`mlflow server` on loopback; gives a function that waits until it answers and returns its address."""
     port = _free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    stores = ["--backend-store-uri", tracking_uri(None, folder), "--default-artifact-root", folder.as_uri()]
+    stores = ["--backend-store-uri", _database(folder), "--default-artifact-root", folder.as_uri()]
     # Neither reports of its use nor a queue for judging chat agents belong to looking at runs.
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "server.log").open("wb") as log:
