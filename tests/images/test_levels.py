@@ -13,7 +13,6 @@ from tessera.geometry.boxes import Box
 from tessera.images.levels import (
     PATCH_PX,
     WHOLE_VOXELS,
-    digest_of_levels,
     grey_levels,
     levels_of_sections,
     sampled_patches,
@@ -80,9 +79,3 @@ def test_a_large_section_is_measured_at_its_patches() -> None:
     elsewhere = np.where(chosen, section, 255 - section)
     assert levels_of_sections(elsewhere[None]) == levels_of_sections(section[None])
     assert sampled_voxels(section).size == chosen.sum() < section.size
-
-
-def test_the_digest_tells_tables_apart_whatever_their_order() -> None:
-    table = {0: (1.0, 2.0), 1: None}
-    assert digest_of_levels(table) == digest_of_levels({1: None, 0: (1.0, 2.0)})
-    assert len({digest_of_levels(t) for t in (table, {0: (1.0, 2.0)}, {0: (1.0, 3.0), 1: None})}) == 3

@@ -45,6 +45,15 @@ def test_what_is_written_reads_back_in_another_opening(tmp_path: Path, dtype: st
     assert np.array_equal(again.read(WHOLE), written)
 
 
+def test_a_section_is_one_plane_of_its_own(tmp_path: Path) -> None:
+    volume = make(tmp_path / "a.zarr")
+    volume.write(WHOLE, VOXELS)
+    section = volume.section(5)
+    np.testing.assert_array_equal(section, VOXELS[5])
+    section[:] = 0
+    np.testing.assert_array_equal(volume.section(5), VOXELS[5])
+
+
 def test_what_is_created_is_a_valid_ome_zarr(tmp_path: Path) -> None:
     make(tmp_path / "a.zarr", name="em")
     make(tmp_path / "c.zarr", shape=(2, *SHAPE), channels=["membrane", "cell"])

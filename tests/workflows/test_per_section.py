@@ -12,7 +12,7 @@ import pytest
 from bundles import make_bundle
 from tessera.geometry.blocks import BlockGrid
 from tessera.geometry.boxes import Box
-from tessera.images.levels import levels_of_sections
+from tessera.images.levels import LevelTable, levels_of_sections
 from tessera.images.normalise import Normalisation
 from tessera.images.quantise import quantise
 from tessera.model.bundle import load_contract, save_contract
@@ -22,7 +22,8 @@ from tessera.settings.train import AnnotatedSections, DataSettings, ScheduleSett
 from tessera.storage.ledger import ledger_path
 from tessera.storage.volumes import create_volume, open_volume
 from tessera.workflows.annotated import load_annotated
-from tessera.workflows.levels import volume_levels
+from tessera.workflows.levels import attribute_of, volume_levels
+from tessera.workflows.outputs import digest_of
 from tessera.workflows.predict import predict
 from tessera.workflows.train import first_contract
 from tessera.workflows.training_loop import sampling_source
@@ -173,3 +174,13 @@ def test_training_freezes_the_rule_and_learns_from_sections_on_one_scale(raw: np
     # Uniform noise on one scale each, whatever its range was.
     np.testing.assert_allclose([image.mean() for image in images], 0, atol=0.05)
     np.testing.assert_allclose([image.std() for image in images], 1, atol=0.05)
+
+
+def _digest(table: LevelTable) -> str:
+    return digest_of(attribute_of(table))
+
+
+def test_the_digest_tells_tables_apart_whatever_their_order() -> None:
+    table = {0: (1.0, 2.0), 1: None}
+    assert _digest(table) == _digest({1: None, 0: (1.0, 2.0)})
+    assert len({_digest(t) for t in (table, {0: (1.0, 2.0)}, {0: (1.0, 3.0), 1: None})}) == 3

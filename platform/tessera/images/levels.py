@@ -7,8 +7,6 @@ never from what a tile or a block happens to hold: so a voxel comes out alike in
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -135,9 +133,3 @@ def check_levels(found: LevelTable, name: str) -> None:
             "volume with `tessera ingest`, which marks blank sections, leave these sections out, or train with "
             "--normalisation global."
         )
-
-
-def digest_of_levels(table: LevelTable) -> str:
-    """SHA-256 of a table of levels: what a job's key holds of it."""
-    rows = [[z, table[z]] for z in sorted(table)]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -90,6 +90,11 @@ class Volume:
         self._check_inside(box)
         return np.array(self.array[box.slices], dtype=self.dtype)
 
+    def section(self, z: int) -> NDArray[Any]:
+        """A copy of one section of a z, y, x volume: `dtype`, (y, x)."""
+        section: NDArray[Any] = self.read(Box((z, 0, 0), (z + 1, *self.shape[1:])))[0]
+        return section
+
     def write(self, box: Box, data: NDArray[Any]) -> None:
         """Write whole shards.
 

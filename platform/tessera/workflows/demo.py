@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.geometry.boxes import Box
 from tessera.images.smoothing import smoothed_brightness
 from tessera.metrics.isbi import finish, score_section
 from tessera.settings.common import RunnerSettings
@@ -113,7 +112,7 @@ def _train_settings(settings: DemoSettings, data: DataSettings, name: str) -> Tr
 def smoothed_raw_score(truth: SyntheticVolumes, sections: list[int]) -> float:
     """The best V_Rand over thresholds of the raw sections, smoothed: the baseline that a network has to beat."""
     raw, labels = open_volume(truth.raw), open_volume(truth.labels)
-    scored = [score_section(smoothed_brightness(_section(raw, z)), _section(labels, z)) for z in sections]
+    scored = [score_section(smoothed_brightness(raw.section(z)), labels.section(z)) for z in sections]
     return finish(scored).best()["v_rand"]
 
 
@@ -121,11 +120,6 @@ def draw(truth: SyntheticVolumes, membranes: Path, cells: Path, sections: list[i
     """Raw, probability, truth and cells of some sections."""
     panels = SectionPanels(open_volume(membranes), open_volume(truth.labels), open_volume(cells))
     return contact_sheet([panels.of(z) for z in sections], [f"section {z}" for z in sections])
-
-
-def _section(volume: Any, z: int) -> NDArray[Any]:
-    section: NDArray[Any] = volume.read(Box((z, 0, 0), (z + 1, *volume.shape[1:])))[0]
-    return section
 
 
 def _summary(settings: DemoSettings, result: DemoResult, seconds: float) -> str:

@@ -7,9 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tessera.geometry.boxes import Box
 from tessera.images.quantise import dequantise
 from tessera.metrics.isbi import THRESHOLDS, IsbiScores, finish, score_section
 from tessera.settings.evaluate import EvaluateSettings
@@ -37,7 +35,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     probability, labels = open_finished(input_path(settings.volume)), open_finished(input_path(settings.labels))
     sections = _scored_sections(settings, probability, labels)
     # Refused before hours of scoring: against swapped labels every score is a number, and means nothing.
-    truth = (cells_of_labels(_section(labels, z), invert=settings.invert_labels) for z in sections)
+    truth = (cells_of_labels(labels.section(z), invert=settings.invert_labels) for z in sections)
     check_membrane_share(truth, labels.url, "--invert_labels")
     panels = SectionPanels(probability, labels, _cells(settings, probability), settings.invert_labels)
     result = scored(settings, probability, labels, sections)
@@ -102,19 +100,13 @@ def score_volume(
     return finish(
         [
             score_section(
-                1.0 - dequantise(_section(probability, z)),
-                cells_of_labels(_section(labels, z), invert=invert),
+                1.0 - dequantise(probability.section(z)),
+                cells_of_labels(labels.section(z), invert=invert),
                 thresholds,
             )
             for z in sections
         ]
     )
-
-
-def _section(volume: Volume, z: int) -> NDArray[Any]:
-    _, height, width = volume.shape
-    section: NDArray[Any] = volume.read(Box((z, 0, 0), (z + 1, height, width)))[0]
-    return section
 
 
 def _scored_sections(settings: EvaluateSettings, probability: Volume, labels: Volume) -> tuple[int, ...]:

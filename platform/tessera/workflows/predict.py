@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tessera.engine.tasks import Process
 from tessera.geometry.boxes import Box
-from tessera.images.levels import LevelTable, digest_of_levels
+from tessera.images.levels import LevelTable
 from tessera.images.quantise import quantise
 from tessera.images.symmetries import SymmetryCount, check_square
 from tessera.model.bundle import check_fit
@@ -34,7 +34,7 @@ from tessera.tracking.runs import Tracker, check_tracking, tracking_uri
 from tessera.workflows.block_jobs import BlockReport, Stopwatch, checksum, run_block_job, session
 from tessera.workflows.levels import attribute_of, volume_levels
 from tessera.workflows.models import FoundModel, find_model
-from tessera.workflows.outputs import OutputPlan, claim_output, open_finished, plan_output, tracked_output
+from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, open_finished, plan_output, tracked_output
 from tessera.workflows.plain import plain
 
 _log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def plan_prediction(settings: PredictSettings, model: FoundModel, volume: Volume
             "roi": [roi.start, roi.stop],
             "precision": "float32",
             "symmetries": symmetries,
-            **({} if levels is None else {"section_levels": digest_of_levels(levels)}),
+            **({} if levels is None else {"section_levels": digest_of(attribute_of(levels))}),
         },
         attributes=_attributes(settings, model, volume, roi, symmetries, levels),
         name=KIND,
