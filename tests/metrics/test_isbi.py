@@ -16,6 +16,8 @@ from tessera.metrics.isbi import (
     BINARY_THRESHOLDS,
     JUST_BELOW_ONE,
     THRESHOLDS,
+    IsbiScores,
+    ThresholdMeans,
     agreement,
     connected_cells,
     finish,
@@ -220,6 +222,29 @@ def test_best_takes_each_metric_at_its_own_threshold_and_split_and_merge_at_that
 def test_the_lowest_threshold_wins_a_tie():
     truth = np.array([[1, 0, 2]])
     assert finish([score_section((truth > 0).astype(float), truth)]).best_threshold == 0
+
+
+def curve_of(*v_rand, v_info=0.9, pixel_error=0.05):
+    thresholds = (*(i / 10 for i in range(10)), JUST_BELOW_ONE)
+    rows = [ThresholdMeans(t, v, v, v, v_info, 0.1, pixel_error) for t, v in zip(thresholds, v_rand, strict=True)]
+    return IsbiScores(4, tuple(rows))
+
+
+def test_the_threshold_to_freeze_is_on_a_plateau_not_on_a_lucky_spike():
+    curve = curve_of(0.2, 0.3, 0.5, 0.8, 0.93, 0.94, 0.93, 0.8, 0.95, 0.6, 0.5)
+    assert (curve.best_threshold, curve.robust_threshold) == (0.8, 0.5)
+
+
+def test_the_threshold_to_freeze_heeds_pixels_and_information_too():
+    scores = finish(random_sections())
+    pixels = min(scores.rows, key=lambda row: row.pixel_error).threshold
+    assert abs(scores.robust_threshold - pixels) <= 0.2
+
+
+def test_a_threshold_a_rounding_error_below_one_is_never_frozen():
+    assert curve_of(*np.linspace(0.1, 0.99, 11)).robust_threshold == 0.9
+    perfect = finish([score_section(np.array([[1.0, 0.0]]), np.array([[1, 0]]), BINARY_THRESHOLDS)])
+    assert perfect.robust_threshold == 0
 
 
 def test_section_scores_survive_pickling():

@@ -200,4 +200,6 @@ def validate(snapshot: Snapshot, contract: Contract, validation: AnnotatedSet) -
         "membrane": validation.membrane[0],
         "name": np.array(validation.names[0]),
     }
-    return Validation(scores.best_threshold, scores.best(), arrays)
+    frozen = scores.robust_threshold
+    told = {"threshold": frozen, "v_rand_frozen": scores.at(frozen)["v_rand"]}
+    return Validation(frozen, scores.best() | told, arrays)
