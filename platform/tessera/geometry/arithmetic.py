@@ -181,17 +181,26 @@ def _fold_axis(layers: Sequence[tuple[Kind, int, int]]) -> AxisArithmetic:
     return AxisArithmetic(period, phase, margin, residue, minimum)
 
 
-def unet_records(depth: int, padding: Padding = "valid") -> tuple[LayerRecord, ...]:
-    """The longest path of a 2D U-Net (Ronneberger 2015, figure 1) with `depth` poolings; z is untouched.
+def unet_records(depth: int, padding: Padding = "valid", input_sections: int = 1) -> tuple[LayerRecord, ...]:
+    """The longest path of a U-Net (Ronneberger 2015, figure 1) with `depth` poolings, all of them in the plane.
+
+    Neighbouring sections as input channels are what a first convolution of that depth on z reads, without padding.
 
     >>> len(unet_records(depth=1))
     8
+    >>> fold(unet_records(depth=1, input_sections=5)).halo
+    (2, 10, 10)
+
+    Args:
+      depth: number of poolings.
+      padding: in the plane, as trained.
+      input_sections: sections that the first convolution reads, odd; 1 leaves z untouched.
     """
 
-    def layer(kind: Kind, size: int) -> LayerRecord:
-        return LayerRecord(kind, (1, size, size), (1, 1, 1) if kind == "conv" else (1, size, size), padding)
+    def layer(kind: Kind, size: int, sections: int = 1) -> LayerRecord:
+        return LayerRecord(kind, (sections, size, size), (1, 1, 1) if kind == "conv" else (1, size, size), padding)
 
     pair = [layer("conv", 3), layer("conv", 3)]
     down = [record for _ in range(depth) for record in (*pair, layer("pool", 2))]
     up = [record for _ in range(depth) for record in (layer("up", 2), *pair)]
-    return (*down, *pair, *up)
+    return (layer("conv", 3, input_sections), *down[1:], *pair, *up)

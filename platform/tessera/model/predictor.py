@@ -10,7 +10,7 @@ windows of the upright one, on the grid anchored at voxel 0 of the volume.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tessera.geometry.boxes import Box
 from tessera.geometry.tiles import tiles_of, widest_context
 from tessera.images.levels import LevelTable, levels_of_sections
 from tessera.images.mirror import read_mirrored
+from tessera.images.neighbours import with_neighbours
 from tessera.images.normalise import Normalisation
 from tessera.images.symmetries import Symmetry, SymmetryCount, check_square, symmetries_of
 from tessera.model.bundle import Contract, load_contract, load_model
@@ -29,7 +30,7 @@ from tessera.model.numerics import switch_off_tf32
 from tessera.model.spec import UnetSpec
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""(batch, y, x, 1) normalised float32 in; (batch, y - 2 margin, x - 2 margin, 1) membrane probability out."""
+"""(batch, y, x, sections) normalised float32 in; (batch, y - 2 margin, x - 2 margin, 1) membrane probability out."""
 Read = Callable[[Box], NDArray[Any]]
 
 
@@ -114,6 +115,7 @@ def predict_box(
     tile: Sequence[int],
     contract: Contract,
     levels: LevelTable | None = None,
+    missing: Collection[int] = (),
 ) -> NDArray[np.float32]:
     """Membrane probability of a box, tile by tile.
 
@@ -126,35 +128,38 @@ def predict_box(
       contract: the model's: normalisation and arithmetic.
       levels: for a `per_section` contract, grey levels of the sections of `core` and of its halo on z. Others that
         are read along with a tile come out as 0; they yield no voxel of `core`.
+      missing: sections that hold nothing: a 2.5D network is not shown them, see `neighbour_positions`.
 
     Returns:
       float32, of `core`'s shape, in [0, 1].
 
     Raises:
       ValueError: the contract's rule needs levels and there are none, or the other way round, or a section of `core`
-        is not among them.
+        or of that halo is not among them.
     """
-    arithmetic = contract.network.arithmetic
+    arithmetic, channels = contract.network.arithmetic, contract.network.input_sections
     context = widest_context(core, tile, arithmetic)
-    image = read_mirrored(_normalising(read, contract.normalisation, core, levels), tuple(shape), context)
+    seen = core.grown(arithmetic.halo).clipped(Box.whole(shape))
+    image = read_mirrored(_normalising(read, contract.normalisation, seen, levels), tuple(shape), context)
     probability = np.empty(core.shape, np.float32)
     for piece in tiles_of(core, tile, arithmetic):
-        tile_input = image[arithmetic.input_box(piece.useful).relative_to(context.start).slices]
-        valid = predict(tile_input[..., np.newaxis])[..., 0]
+        needed = arithmetic.input_box(piece.useful)
+        voxels = image[needed.relative_to(context.start).slices]
+        valid = predict(with_neighbours(voxels, needed.start[0], channels, shape[0], missing))[..., 0]
         useful = valid[_uncropped(arithmetic, valid.shape)]
         kept = useful[piece.keep.relative_to(piece.useful.start).slices]
         probability[piece.keep.relative_to(core.start).slices] = kept
     return probability
 
 
-def _normalising(read: Read, rule: Normalisation, core: Box, levels: LevelTable | None) -> Read:
+def _normalising(read: Read, rule: Normalisation, seen: Box, levels: LevelTable | None) -> Read:
     """`read`, with each section normalised by its own levels: what is mirrored later keeps those of its section."""
     if levels is None:
         return lambda box: rule.apply(read(box))
-    missing = [z for z in range(core.start[0], core.stop[0]) if z not in levels]
-    if missing:
+    unknown = [z for z in range(seen.start[0], seen.stop[0]) if z not in levels]
+    if unknown:
         raise ValueError(
-            f"sections {missing} of {core} have no entry in the table of grey levels: they would be predicted as flat "
+            f"sections {unknown} of {seen} have no entry in the table of grey levels: they would be predicted as flat "
             "grey. Measure the levels of every section that is predicted."
         )
     return lambda box: rule.apply(read(box), [levels.get(z) for z in range(box.start[0], box.stop[0])])
@@ -165,14 +170,43 @@ def _uncropped(arithmetic: Arithmetic, shape: Sequence[int]) -> tuple[slice, ...
 
 
 def predict_volume(predict: Predict, volume: NDArray[Any], contract: Contract) -> NDArray[np.float32]:
-    """Membrane probability of an array in memory, each section in one pass: validation, and the oracle of tilings.
+    """Membrane probability of an array in memory, each section in one pass: the oracle of tilings.
 
     Args:
       predict: see `Predict`.
-      volume: raw, (z, y, x), of whole sections: under `per_section` their levels are measured here.
+      volume: raw, (z, y, x), of whole sections: under `per_section` their levels are measured here. A 2.5D network sees
+        the first and last of them as a volume's, mirrored.
       contract: the model's.
     """
-    core = Box.whole(volume.shape)
+    return _predict_sections(predict, volume, contract, Box.whole(volume.shape))
+
+
+def predict_middle(predict: Predict, stack: NDArray[Any], contract: Contract) -> NDArray[np.float32]:
+    """Membrane probability of one section in its context, in one pass: validation.
+
+    Args:
+      predict: see `Predict`.
+      stack: raw, (sections, y, x): whole sections, as many as the contract's network sees; the middle one is predicted.
+      contract: the model's.
+
+    Returns:
+      float32, (y, x), in [0, 1].
+
+    Raises:
+      ValueError: the stack has another number of sections.
+    """
+    depth, wanted = len(stack), contract.network.input_sections
+    if depth != wanted:
+        raise ValueError(
+            f"a stack of {depth} sections was given to a network that sees {wanted}: its neighbours would be made up "
+            f"or left out. Give {wanted} sections, the one to predict in the middle."
+        )
+    middle = Box((depth // 2, 0, 0), (depth // 2 + 1, *stack.shape[1:]))
+    probability: NDArray[np.float32] = _predict_sections(predict, stack, contract, middle)[0]
+    return probability
+
+
+def _predict_sections(predict: Predict, volume: NDArray[Any], contract: Contract, core: Box) -> NDArray[np.float32]:
     tile = (1, *volume.shape[1:])
     period = contract.network.arithmetic.period
     whole = tuple(-(-n // p) * p for n, p in zip(tile, period, strict=True))

@@ -21,6 +21,8 @@ class UnetSpec:
       padding: how training pads its convolutions; inference always runs the valid graph on real context.
       batch_norm: normalise after each 3x3 convolution, with frozen statistics at inference.
       dropout: rate at the end of the contracting path; 0 switches it off.
+      input_sections: sections the network sees of a volume to predict the middle one, each as a channel: 1 is 2D, 3, 5
+        and so on are 2.5D.
     """
 
     filters: int = 32
@@ -28,6 +30,7 @@ class UnetSpec:
     padding: Literal["valid", "same"] = "valid"
     batch_norm: bool = False
     dropout: float = 0.5
+    input_sections: int = 1
 
     def __post_init__(self) -> None:
         if self.filters < 1:
@@ -38,11 +41,16 @@ class UnetSpec:
             raise ValueError(f"padding={self.padding!r} is unknown. Try 'valid' or 'same'.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1): at 1 nothing would be learned. Try 0.5.")
+        if self.input_sections < 1 or self.input_sections % 2 == 0:
+            raise ValueError(
+                f"input_sections={self.input_sections}: the section predicted is the middle one, and an even number "
+                f"has none. Try {max(1, self.input_sections + 1)}."
+            )
 
     @property
     def records(self) -> tuple[LayerRecord, ...]:
         """The layers on the longest path, as trained."""
-        return unet_records(self.depth, self.padding)
+        return unet_records(self.depth, self.padding, self.input_sections)
 
     @property
     def arithmetic(self) -> Arithmetic:

@@ -184,7 +184,8 @@ class _Trainer:
 
     def remember(self, batch: Batch) -> NDArray[np.float32]:
         """The batch's images as the network takes them, kept among the last ones where statistics need them."""
-        image = np.asarray(batch["image"], np.float32)[..., np.newaxis]
+        image = np.asarray(batch["image"], np.float32)
+        image = image.reshape(*image.shape[:3], -1)  # a 2D network's has no channel axis
         if self.memory:
             self._recent.append(image.copy())  # the original may be a view that would hold an object store's memory
         return image

@@ -16,7 +16,7 @@ from tessera.model.spec import UnetSpec
 
 
 def build_unet(spec: UnetSpec, *, seed: int = 0, synchronized: bool = False) -> keras.Model:
-    """Build the graph: (batch, y, x, 1) float32 in, (batch, y', x', 1) float32 logits out.
+    """Build the graph: (batch, y, x, sections) float32 in, (batch, y', x', 1) float32 logits out.
 
     Args:
       spec: the network.
@@ -24,7 +24,7 @@ def build_unet(spec: UnetSpec, *, seed: int = 0, synchronized: bool = False) -> 
       synchronized: let batch normalisation average its statistics over data-parallel replicas.
     """
     stage = _Stages(spec, seed, synchronized)
-    image = keras.Input((None, None, 1), name="image")
+    image = keras.Input((None, None, spec.input_sections), name="image")
     features, skips = image, []
     for level in range(spec.depth):
         features = stage.pair(features, level, f"down{level}")

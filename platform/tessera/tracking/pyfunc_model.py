@@ -27,7 +27,7 @@ with warnings.catch_warnings():
             self.membrane, self.contract = load_predictor(Path(context.artifacts["weights_keras"]).parent)
 
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # hints would become a schema
-            """Membrane probability, float32, of raw sections (z, y, x)."""
+            """Membrane probability, float32, of raw sections (z, y, x), neighbours as a 2.5D network wants them."""
             from tessera.model.predictor import predict_volume
 
             raw = model_input["raw"] if isinstance(model_input, dict) else model_input

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tessera.geometry.boxes import Box
+from tessera.images.neighbours import neighbours_of
 from tessera.settings.places import input_path
 from tessera.settings.sections import parse_sections
 from tessera.settings.train import AnnotatedSections, DataSettings
@@ -36,6 +38,8 @@ class AnnotatedSet:
       dtype: of the raw volumes.
       voxel_size_nm: z, y, x.
       fingerprint: digest of the decoded voxels and labels used.
+      neighbours: for a 2.5D network the raw stack (sections, y, x) around each section, itself in the middle; one whole
+        section more per section and channel in memory. Empty for a 2D one.
     """
 
     raw: tuple[NDArray[Any], ...]
@@ -44,21 +48,33 @@ class AnnotatedSet:
     dtype: str
     voxel_size_nm: tuple[float, float, float]
     fingerprint: str
+    neighbours: tuple[NDArray[Any], ...] = ()
+
+    @property
+    def stacks(self) -> tuple[NDArray[Any], ...]:
+        """What a network sees of each section, (sections, y, x), the section in the middle."""
+        return self.neighbours or tuple(section[np.newaxis] for section in self.raw)
 
 
-def load_annotated(chosen: Sequence[AnnotatedSections], data: DataSettings) -> AnnotatedSet:
-    """Read annotated sections and check them.
+def load_annotated(chosen: Sequence[AnnotatedSections], data: DataSettings, input_sections: int = 1) -> AnnotatedSet:
+    """Read annotated sections and check them, with their neighbours for a 2.5D network.
+
+    Neighbours come from the volume that a section lies in, beyond the annotated ones too, as prediction will see them:
+    mirrored at the volume's first and last section, and around missing ones. A held-out section may so be the raw
+    neighbour of one that is learned from. That gives nothing away: its labels are not read, and grey values are all
+    that prediction has as well.
 
     Args:
       chosen: the part of `data` to read.
       data: says what its labels mean.
+      input_sections: how many sections the network sees.
 
     Raises:
       FileNotFoundError: a volume is not there.
       ValueError: image and labels differ in shape, volumes differ in dtype or voxel size, sections are invalid or
         outside, or the labels are not what they should be.
     """
-    parts = [_load_one(one, data) for one in chosen]
+    parts = [_load_one(one, data, input_sections) for one in chosen]
     for name in ("dtype", "voxel_size_nm"):
         found = sorted({str(getattr(part, name)) for part in parts})
         if len(found) > 1:
@@ -73,10 +89,11 @@ def load_annotated(chosen: Sequence[AnnotatedSections], data: DataSettings) -> A
         dtype=parts[0].dtype,
         voxel_size_nm=parts[0].voxel_size_nm,
         fingerprint=hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest(),
+        neighbours=tuple(stack for part in parts for stack in part.neighbours),
     )
 
 
-def _load_one(chosen: AnnotatedSections, data: DataSettings) -> AnnotatedSet:
+def _load_one(chosen: AnnotatedSections, data: DataSettings, input_sections: int) -> AnnotatedSet:
     volume, labels = open_finished(input_path(chosen.volume)), open_finished(input_path(chosen.labels))
     if volume.shape != labels.shape or len(volume.shape) != 3:
         raise ValueError(
@@ -96,19 +113,21 @@ def _load_one(chosen: AnnotatedSections, data: DataSettings) -> AnnotatedSet:
     if invalid:
         raise ValueError(f"sections {invalid} of {volume.url} are missing or blank: leave them out of `sections`.")
     boxes = [_section_box(volume, z) for z in sections]
-    raw = [_finite(volume.read(box)[0], volume, z) for box, z in zip(boxes, sections, strict=True)]
+    seen = [neighbours_of(z, input_sections, volume.shape[0], volume.invalid_sections) for z in sections]
+    raw = {z: _section_of(volume, z) for z in dict.fromkeys([*sections, *chain(*seen)])}
     values = [labels.read(box)[0] for box in boxes]
     if data.labels_are == "mask":
         check_mask_values(values, labels.url)
     cells = [cells_of_labels(one, invert=data.invert_labels) for one in values]
     check_membrane_share(cells, labels.url)
     return AnnotatedSet(
-        raw=tuple(raw),
+        raw=tuple(raw[z] for z in sections),
         membrane=tuple((~cell).astype(np.uint8) for cell in cells),
         names=tuple(f"{volume.url.rsplit('/', 1)[-1]} section {z}" for z in sections),
         dtype=str(volume.dtype),
         voxel_size_nm=volume.voxel_size_nm,
-        fingerprint=fingerprint(volume, boxes) + fingerprint(labels, boxes),
+        fingerprint=fingerprint(volume, [_section_box(volume, z) for z in raw]) + fingerprint(labels, boxes),
+        neighbours=tuple(np.stack([raw[z] for z in stack]) for stack in seen) if input_sections > 1 else (),
     )
 
 
@@ -116,7 +135,8 @@ def _section_box(volume: Volume, z: int) -> Box:
     return Box((z, 0, 0), (z + 1, *volume.shape[1:]))
 
 
-def _finite(section: NDArray[Any], volume: Volume, z: int) -> NDArray[Any]:
+def _section_of(volume: Volume, z: int) -> NDArray[Any]:
+    section: NDArray[Any] = volume.read(_section_box(volume, z))[0]
     if not np.isfinite(section).all():
         raise ValueError(
             f"section {z} of {volume.url} holds NaN or infinite values: the loss would become NaN. "

@@ -232,7 +232,7 @@ def make_block_worker(plan: PredictPlan) -> Process:
 
     def probability_of(core: Box) -> NDArray[np.float32]:
         read = partial(read_finite, volume)
-        return predict_box(one_at_a_time, read, volume.shape, core, plan.tile, contract, plan.levels)
+        return predict_box(one_at_a_time, read, volume.shape, core, plan.tile, contract, plan.levels, plan.invalid)
 
     return partial(process_block, plan, output, probability_of)
 

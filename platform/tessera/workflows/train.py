@@ -78,13 +78,14 @@ def train(settings: TrainSettings) -> TrainResult:
     """
     settings = with_absolute_data(settings)
     check_disjoint(settings.data)
-    prints = {part: load_annotated(getattr(settings.data, part), settings.data).fingerprint for part in PARTS}
+    load = partial(load_annotated, data=settings.data, input_sections=settings.network.input_sections)
+    prints = {part: load(getattr(settings.data, part)).fingerprint for part in PARTS}
     split, threshold = chosen_split(settings, prints)
-    training = load_annotated(split.learned, settings.data)
+    training = load(split.learned)
     contract = first_contract(settings, training)
     check_turns(settings.augmentation, training.voxel_size_nm)
     if split.held_out:
-        _check_same_kind(contract, load_annotated(split.held_out, settings.data))
+        _check_same_kind(contract, load(split.held_out))
     name = settings.name or time.strftime("train-%Y%m%d-%H%M%S")
     folder = home() / "runs" / name
     uri = tracking_uri(settings.tracking.uri, home())

@@ -19,7 +19,7 @@ from tessera.images.symmetries import symmetries_of
 from tessera.images.weights import border_weights, class_weights
 from tessera.metrics.isbi import finish, score_section
 from tessera.model.bundle import Contract
-from tessera.model.predictor import averaged, predict_volume
+from tessera.model.predictor import averaged, predict_middle
 from tessera.model.training import DivergedError, FitPlan, Snapshot, fit
 from tessera.settings.train import AnnotatedSections, LossSettings, TrainSettings
 from tessera.storage.arrays import save_arrays
@@ -48,8 +48,9 @@ def training_loop(config: dict[str, Any]) -> None:
     settings, split, contract = config["settings"], config["split"], config["contract"]
     schedule = settings.schedule
     rank, world = rank_and_world()
-    shared = sampling_source(settings, contract, load_annotated(split.learned, settings.data))
-    held_out = load_annotated(split.held_out, settings.data) if split.held_out else None
+    seen = settings.network.input_sections
+    shared = sampling_source(settings, contract, load_annotated(split.learned, settings.data, seen))
+    held_out = load_annotated(split.held_out, settings.data, seen) if split.held_out else None
 
     def batches(first_step: int) -> Iterator[Mapping[str, NDArray[Any]]]:
         first, last = first_step * schedule.batch, schedule.steps * schedule.batch
@@ -100,7 +101,7 @@ class SamplingSource:
     """All that a sample depends on besides its index.
 
     Attributes:
-      images: normalised float32, (y, x), per section.
+      images: normalised float32, per section: (y, x), or (y, x, sections) for a 2.5D network.
       names: volume and number, per section, for messages.
       membrane: uint8, (y, x): 1 membrane, 0 cell.
       weights: float32, (y, x): the border weight map.
@@ -119,13 +120,18 @@ class SamplingSource:
 def sampling_source(settings: TrainSettings, contract: Contract, training: AnnotatedSet) -> SamplingSource:
     """Normalise the sections and compute their weight maps, once."""
     return SamplingSource(
-        images=tuple(contract.normalisation.apply_to_sections(raw[np.newaxis])[0] for raw in training.raw),
+        images=tuple(_image(contract.normalisation.apply_to_sections(stack)) for stack in training.stacks),
         names=training.names,
         membrane=training.membrane,
         weights=weight_maps(training.membrane, settings.loss),
         settings=settings,
         input_px=settings.network.input_extent(settings.schedule.crop_px),
     )
+
+
+def _image(stack: NDArray[np.float32]) -> NDArray[np.float32]:
+    """One section as it is, several as channels: (sections, y, x) to (y, x) or (y, x, sections)."""
+    return stack[0] if len(stack) == 1 else np.ascontiguousarray(np.moveaxis(stack, 0, -1))
 
 
 def weight_maps(membrane: Sequence[NDArray[np.uint8]], loss: LossSettings) -> tuple[NDArray[np.float32], ...]:
@@ -187,7 +193,7 @@ class Validation:
 def validate(snapshot: Snapshot, contract: Contract, validation: AnnotatedSet) -> Validation:
     """Score whole held-out sections, predicted and averaged as inference does, and keep the first for a picture."""
     predict = averaged(snapshot.predict(), symmetries_of(contract.symmetries))
-    probabilities = [predict_volume(predict, raw[np.newaxis], contract)[0] for raw in validation.raw]
+    probabilities = [predict_middle(predict, stack, contract) for stack in validation.stacks]
     scores = finish(
         [
             score_section(1.0 - probability, 1 - membrane)
