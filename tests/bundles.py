@@ -21,9 +21,10 @@ def make_bundle(
     seed: int = 3,
     symmetries: SymmetryCount = 1,
     voxel_size_nm: tuple[float, float, float] = (50.0, 4.0, 4.0),
+    input_sections: int = 1,
 ) -> Path:
     """A bundle for uint8 volumes, whose probabilities spread over (0, 1); threshold 0.5."""
-    spec = UnetSpec(filters=3, depth=2, padding=padding, batch_norm=True, dropout=0.2)
+    spec = UnetSpec(filters=3, depth=2, padding=padding, batch_norm=True, dropout=0.2, input_sections=input_sections)
     model = build_unet(spec, seed=seed)
     rng = np.random.default_rng(seed)
     model.set_weights([w + 0.1 * np.abs(rng.standard_normal(w.shape)).astype(np.float32) for w in model.get_weights()])
@@ -36,7 +37,7 @@ def make_bundle(
 
 def _centre_logits(model: object) -> None:
     """Shift and scale the last layer, so that quantised probabilities tell voxels apart."""
-    image = np.random.default_rng(0).standard_normal((1, 64, 64, 1), dtype=np.float32)
+    image = np.random.default_rng(0).standard_normal((1, 64, 64, model.input_shape[-1]), dtype=np.float32)  # type: ignore[attr-defined]
     logits = np.asarray(model(image, training=False))  # type: ignore[operator]
     last = model.get_layer("logits")  # type: ignore[attr-defined]
     kernel, bias = last.get_weights()

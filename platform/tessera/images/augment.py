@@ -113,12 +113,16 @@ def sample_crop(
     weights: NDArray[np.float32],
     crop: tuple[int, int],
     augmentation: Augmentation,
+    margin: int = 0,
 ) -> Triple:
     """Cut one random, augmented crop from a section: image, labels and weights through one sampling map.
 
     The map reads from the whole section: a rotated crop's corners hold real context, and only what lies beyond the
     section's true edge is mirrored. Unaugmented, the crop is a plain slice. A section smaller than the crop is mirrored
     around. For the same `rng` every augmentation cuts at the same relative place.
+
+    Without its margin the crop lies inside the section. Were the margin kept inside too, no pixel near the section's
+    edge would ever be scored, although prediction goes to the very edge, on mirrored context.
 
     Args:
       rng: the source of every draw, as from `rng_for`.
@@ -127,23 +131,31 @@ def sample_crop(
       weights: float32, (y, x); 0 marks pixels of unknown label.
       crop: extent (y, x) of the result, pixels.
       augmentation: what may vary.
+      margin: pixels on each side of the crop that are context only: what a valid network consumes.
 
     Returns:
       image float32, (h, w) or (h, w, c); labels uint8, (h, w), values a subset of those given; weights float32, (h, w).
 
     Raises:
-      ValueError: shapes or dtypes disagree with the above, the section is empty, or the crop is.
+      ValueError: shapes or dtypes disagree with the above, the section is empty, or the crop is nothing but margin.
     """
     check_triple(image, labels, weights)
-    if min(crop) < 1:
-        raise ValueError(f"crop={crop} holds no pixel: give at least 1 on each of y, x, such as (256, 256).")
-    sampling_map = draw_sampling_map(rng, (labels.shape[0], labels.shape[1]), crop, augmentation)
+    if min(crop) - 2 * margin < 1:
+        raise ValueError(
+            f"crop={crop} holds no pixel within its margin of {margin}: give at least 1 on each of y, x, such as "
+            "(256, 256)."
+        )
+    sampling_map = draw_sampling_map(rng, (labels.shape[0], labels.shape[1]), crop, augmentation, margin)
     image, labels, weights = warp_together(image, labels, weights, sampling_map)
     return jitter_intensity(rng, image, augmentation), labels, weights
 
 
 def draw_sampling_map(
-    rng: np.random.Generator, section: tuple[int, int], crop: tuple[int, int], augmentation: Augmentation
+    rng: np.random.Generator,
+    section: tuple[int, int],
+    crop: tuple[int, int],
+    augmentation: Augmentation,
+    margin: int = 0,
 ) -> NDArray[np.float32]:
     """Draw where each pixel of a crop is read: place, flips, turn, rotation and elastic field in one map.
 
@@ -152,6 +164,7 @@ def draw_sampling_map(
       section: extent (y, x) of the section, pixels.
       crop: extent (y, x) of the crop, pixels.
       augmentation: what may vary.
+      margin: pixels on each side of the crop that may lie beyond the section.
 
     Returns:
       float32, (2, h, w), pixels of the section, ordered (y, x).
@@ -160,7 +173,8 @@ def draw_sampling_map(
     matrix = _draw_matrix(rng, augmentation)
     # A crop turned by 90 degrees covers w x h pixels: placed by that extent, its pixels fall on pixels.
     quarter_turned = abs(matrix[0, 1]) == 1
-    centre = _place_centre(place, section, crop[::-1] if quarter_turned else crop)
+    placed = (crop[0] - 2 * margin, crop[1] - 2 * margin)
+    centre = _place_centre(place, section, placed[::-1] if quarter_turned else placed)
     y, x = (np.arange(extent, dtype=np.float32) - np.float32((extent - 1) / 2) for extent in crop)
     sampling_map: NDArray[np.float32] = matrix[:, :1, None] * y[:, None] + (
         matrix[:, 1:, None] * x + centre[:, None, None]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.geometry.boxes import Box
+from tessera.images.levels import check_levels, grey_levels, sampled_voxels
 from tessera.images.neighbours import neighbours_of
 from tessera.settings.places import input_path
 from tessera.settings.sections import parse_sections
@@ -129,6 +130,18 @@ def _load_one(chosen: AnnotatedSections, data: DataSettings, input_sections: int
         fingerprint=fingerprint(volume, [_section_box(volume, z) for z in raw]) + fingerprint(labels, boxes),
         neighbours=tuple(np.stack([raw[z] for z in stack]) for stack in seen) if input_sections > 1 else (),
     )
+
+
+def check_neighbour_levels(training: AnnotatedSet) -> None:
+    """Refuse stacks that the per_section rule cannot scale, where a neighbour is blank and nobody marked it.
+
+    Raises:
+      ValueError: names the section whose neighbour it is.
+    """
+    for name, stack in zip(training.names, training.neighbours, strict=False):
+        half = len(stack) // 2
+        levels = {k - half: grey_levels(sampled_voxels(section)) for k, section in enumerate(stack)}
+        check_levels(levels, f"the neighbours of {name} (0 is itself)")
 
 
 def _section_box(volume: Volume, z: int) -> Box:

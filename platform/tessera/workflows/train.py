@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from tessera.storage.volumes import open_volume
 from tessera.tracking.models import register_bundle
 from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, check_tracking, tracked_run, tracking_uri
-from tessera.workflows.annotated import AnnotatedSet, load_annotated
+from tessera.workflows.annotated import AnnotatedSet, check_neighbour_levels, load_annotated
 from tessera.workflows.plain import plain
 from tessera.workflows.progress import following
 from tessera.workflows.synthetic import SyntheticVolumes, synthetic_volumes
@@ -78,7 +78,7 @@ def train(settings: TrainSettings) -> TrainResult:
     """
     settings = with_absolute_data(settings)
     check_disjoint(settings.data)
-    load = partial(load_annotated, data=settings.data, input_sections=settings.network.input_sections)
+    load = partial(load_for, settings)
     prints = {part: load(getattr(settings.data, part)).fingerprint for part in PARTS}
     split, threshold = chosen_split(settings, prints)
     training = load(split.learned)
@@ -125,6 +125,18 @@ def check_turns(augmentation: Augmentation, voxel_size_nm: tuple[float, float, f
     """
     _, y, x = voxel_size_nm
     replace(augmentation, isotropic_in_plane=augmentation.isotropic_in_plane and bool(np.isclose(y, x)))
+
+
+def load_for(settings: TrainSettings, chosen: Sequence[AnnotatedSections]) -> AnnotatedSet:
+    """Annotated sections, with as many neighbours as the run's network sees, checked for its normalisation.
+
+    Raises:
+      FileNotFoundError, ValueError: see `load_annotated` and `check_neighbour_levels`.
+    """
+    found = load_annotated(chosen, settings.data, settings.network.input_sections)
+    if settings.normalisation == "per_section":
+        check_neighbour_levels(found)
+    return found
 
 
 def chosen_split(settings: TrainSettings, prints: Mapping[str, str]) -> tuple[Split, float | None]:

@@ -151,6 +151,7 @@ def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
     """The training sample of one global index: a pure function of seed and index."""
     sample_on_one_thread()
     rng, section = _drawn(source, index)
+    margin = (source.input_px - source.settings.schedule.crop_px) // 2
     image, target, weights = sample_crop(
         rng,
         source.images[section],
@@ -158,8 +159,8 @@ def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
         source.weights[section],
         (source.input_px, source.input_px),
         source.settings.augmentation,
+        margin,
     )
-    margin = (source.input_px - source.settings.schedule.crop_px) // 2
     scored = slice(margin, source.input_px - margin)
     return {"image": image, "target": target[scored, scored], "weights": weights[scored, scored]}
 
