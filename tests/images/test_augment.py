@@ -289,3 +289,22 @@ def test_an_empty_section_is_an_error() -> None:
     image, labels = np.zeros((0, 8), np.float32), np.zeros((0, 8), np.uint8)
     with pytest.raises(ValueError, match="an axis of 0 voxels has nothing to mirror"):
         sample_crop(rng_for(0, 0), image, labels, image, (4, 4), Augmentation())
+
+
+def test_what_a_margin_leaves_is_placed_everywhere_in_the_section() -> None:
+    """Prediction goes to the section's very edge on mirrored context, so training must score pixels there too."""
+    image, labels, weights = addresses((6, 7)), *section((6, 7))[1:]
+    firsts = set()
+    for index in range(400):
+        cut, _, _ = sample_crop(rng_for(1, index), image, labels, weights, (10, 10), Augmentation(), margin=3)
+        first = int(cut[3, 3])
+        padded = np.pad(image, 3, mode="reflect")
+        y, x = divmod(first, 7)
+        np.testing.assert_array_equal(cut, padded[y : y + 10, x : x + 10])
+        firsts.add(first)
+    assert firsts == {y * 7 + x for y in range(3) for x in range(4)}
+
+
+def test_a_crop_that_is_all_margin_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"crop=\(6, 6\) holds no pixel within its margin of 3.*such as"):
+        sample_crop(rng_for(0, 0), *section(), (6, 6), Augmentation(), margin=3)
