@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from objectstore import BUCKET, S3Server, running_s3
+
 # A busy machine is no reason to fail: how long an example takes is not what these tests promise.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -46,3 +48,20 @@ def ray_session() -> Iterator[None]:
 
     with connected(cpus=4):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One S3 server for the suite."""
+    with running_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, empty, with this process's environment set to reach it."""
+    for key in s3_server.listing():
+        s3_server.client.delete_object(Bucket=BUCKET, Key=key)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server

@@ -18,7 +18,7 @@ from tessera.settings.demo import DemoSettings
 from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.ingest import IngestSettings
 from tessera.settings.places import home as tessera_home
-from tessera.settings.places import input_path, output_path
+from tessera.settings.places import input_path, local_input_path, output_path
 from tessera.settings.predict import PredictSettings, parse_roi
 from tessera.settings.sections import parse_sections
 from tessera.settings.segment import SegmentSettings
@@ -30,6 +30,7 @@ from tessera.settings.train import (
     ScheduleSettings,
     TrainSettings,
 )
+from tessera.storage.locations import Url
 
 SOME = [AnnotatedSections("em", "cells")]
 
@@ -198,8 +199,9 @@ def test_an_input_is_found_as_a_path_or_under_home(home: Path, tmp_path: Path) -
     assert input_path(str(tmp_path / "other.zarr")) == tmp_path / "other.zarr"
     with pytest.raises(FileNotFoundError, match=rf"gone does not exist: looked for .*{home}/volumes/gone\.zarr"):
         input_path("gone")
-    with pytest.raises(ValueError, match=r"is a URL: object stores are not supported yet\. Copy the volume"):
-        input_path("s3://bucket/em.zarr")
+    assert input_path("s3://bucket/em.zarr", anonymous=True) == Url("s3", "bucket", "em.zarr", anonymous=True)
+    with pytest.raises(ValueError, match=r"is a URL: slices are read from disks only\. Copy them"):
+        local_input_path("s3://bucket/em.tif")
     with pytest.raises(ValueError, match="no input was named"):
         input_path("")
 
@@ -213,4 +215,17 @@ def test_an_output_that_is_its_input_is_refused_however_it_is_spelled(
     for volume, output in (("em", "em"), ("em.zarr", str(home / "volumes" / "em")), ("em", str(tmp_path / "link"))):
         with pytest.raises(ValueError, match=r"is the input itself .*overwritten while it is read\. Try --output "):
             make(volume=volume, output=output, overwrite=True)
+    with pytest.raises(ValueError, match=r"is the input itself \(s3://b/em\.zarr\).*Try --output s3://b/em-2\."):
+        make(volume="s3://b/em.zarr", output="s3://b/em")
     assert make(volume="em", output="em-2").output == "em-2"
+
+
+def test_an_output_goes_to_a_url_that_can_be_written_to() -> None:
+    assert str(output_path("s3://bucket/lab/em")) == "s3://bucket/lab/em.zarr"
+    with pytest.raises(ValueError, match=r"web servers are read only\. Give an output such as s3://bucket"):
+        output_path("https://host/em")
+
+
+def test_shards_are_refused_for_a_format_without_them() -> None:
+    with pytest.raises(ValueError, match=r"shard=\[16, 64, 64\] with ome_zarr 0\.4.*give --block \[16, 64, 64\]"):
+        _predict(ome_zarr="0.4", shard=(16, 64, 64))

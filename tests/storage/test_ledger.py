@@ -139,7 +139,7 @@ def test_rows_of_a_part_that_could_not_be_written_are_kept(output: Path, monkeyp
     with begin(output, flush_rows=2) as ledger:
         ledger.append(LedgerRow(0, "done"))
         with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-            patch.setattr(module, "write_atomically", full)
+            patch.setattr(module, "write_new", full)
             ledger.append(LedgerRow(1, "done"))
     assert [row.block for row in read_rows(output)] == [0, 1]
 

@@ -128,6 +128,6 @@ def test_illegal_metadata_are_not_written() -> None:
     with pytest.raises(ValueError, match="axes x, y, z: only"):
         ome_attributes("xyz", [Level("0", (1.0, 1.0, 1.0))])
     with pytest.raises(ValueError, match=r"channels .*without c"):
-        ome_attributes("zyx", [Level("0", (1.0, 1.0, 1.0))], channels=["membrane"])
+        ome_attributes("zyx", [Level("0", (1.0, 1.0, 1.0))], channels=["membrane", "cell"])
     with pytest.raises(ValueError, match="datasets"):
         ome_attributes("zyx", [])

@@ -280,13 +280,30 @@ def test_what_is_not_a_volume_is_refused_with_what_to_do(tmp_path: Path, case: s
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://bucket/a.zarr", "gs://bucket/a.zarr", "https://host/a.zarr", Path("s3://b/a.zarr")]
+    ("url", "message"),
+    [
+        (Path("s3://bucket/a.zarr"), r"has cut a slash from: give it as text, s3://bucket/key"),
+        ("az://bucket/a.zarr", r"az:// is no kind of store that tessera reads \(s3, gs, http, https\)"),
+        ("s3://bucket", "names no volume: give bucket and key"),
+        ("s3://bucket/em/../../a.zarr", "names no volume: give bucket and key"),
+        ("s3:///a.zarr", "names no volume: give bucket and key"),
+        ("https://host/a.zarr?X-Amz-Signature=abc", r"host/a.zarr: a URL with \? or # is not supported"),
+    ],
 )
-def test_object_stores_are_refused_for_now(url: str | Path) -> None:
-    with pytest.raises(ValueError, match=r"not supported yet. Copy the volume to a local or mounted folder"):
+def test_a_url_that_names_no_volume_is_refused_with_one_that_does(url: str | Path, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         open_volume(url)
-    with pytest.raises(ValueError, match="not supported yet"):
-        create_volume(url, SHAPE, np.uint8, voxel_size_nm=None)
+
+
+def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
+    with pytest.raises(ValueError, match="holds credentials: they would be printed") as told:
+        open_volume("s3://AKIAPLANTED:planted-secret@bucket/a.zarr")
+    assert "PLANTED" not in str(told.value) and "planted" not in str(told.value)
+
+
+def test_a_web_server_is_not_written_to() -> None:
+    with pytest.raises(ValueError, match="web servers are read only"):
+        open_volume("http://127.0.0.1:9/a.zarr", writable=True)
 
 
 # Creating
@@ -360,7 +377,8 @@ def test_what_is_already_there_is_never_overwritten(
         ({"voxel_size_nm": (50, 4, -4)}, "three positive sizes"),
         ({"shard": (3, 8, 8)}, r"not a multiple of chunk.*Try shard \(4, 8, 8\)"),
         ({"attributes": {"when": Path("x")}}, "attribute when=.*is not JSON"),
-        ({"channels": ["membrane"]}, "without c"),
+        ({"channels": ["membrane", "cell"]}, "without c"),
+        ({"ome_zarr": "0.4"}, r"shard=\[4, 8, 8\] for OME-Zarr 0.4, which has no shards.*Leave the shard out"),
     ],
 )
 def test_illegal_volumes_are_not_created(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

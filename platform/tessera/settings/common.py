@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tessera.storage.ome import OmeZarr
+
 Engine = Literal["ray", "serial"]
 
 
@@ -23,6 +25,17 @@ class TrackingSettings:
     def __post_init__(self) -> None:
         if not self.experiment:
             raise ValueError("tracking.experiment is empty: runs need a place to be found in. Try 'tessera'.")
+
+
+@dataclass(frozen=True)
+class StorageSettings:
+    """How object stores are reached; the rest is in the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
+
+    Args:
+      anonymous: read inputs given by URL without credentials, as public buckets allow; outputs always use them.
+    """
+
+    anonymous: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +66,24 @@ class OutputSettings(RunnerSettings):
     Args:
       chunk: voxels a reader of the output decodes at once, z, y, x; null chooses.
       shard: voxels one task writes as one object; a multiple of the chunk; null chooses.
+      ome_zarr: version of the output: 0.5 is sharded; 0.4, for older tools, keeps each chunk as a file.
       overwrite: delete an earlier output of that name first, if tessera made it.
     """
 
     chunk: tuple[int, int, int] | None = None
     shard: tuple[int, int, int] | None = None
+    ome_zarr: OmeZarr = "0.5"
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("chunk", "shard"):
             check_layout(name, getattr(self, name))
+        if self.ome_zarr == "0.4" and self.shard is not None:
+            raise ValueError(
+                f"shard={list(self.shard)} with ome_zarr 0.4, which has no shards: it would be ignored. Leave it out "
+                f"and give --block {list(self.shard)} where tasks should be that large, or write 0.5."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +93,12 @@ class TrackedOutputSettings(OutputSettings):
     Args:
       block: voxels per task, z, y, x: a whole number of output shards; null takes one shard.
       tracking: where MLflow keeps the run.
+      storage: how inputs in object stores are reached.
     """
 
     block: tuple[int, int, int] | None = None
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    storage: StorageSettings = field(default_factory=StorageSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tessera.settings.common import TrackingSettings
+from tessera.settings.common import StorageSettings, TrackingSettings
 
 
 @dataclass(frozen=True)
@@ -12,13 +12,14 @@ class EvaluateSettings:
     """Score membrane probability against ground truth with the ISBI 2012 metrics.
 
     Args:
-      volume: the probability volume that `tessera predict` wrote: a name or a path.
+      volume: the probability volume that `tessera predict` wrote: a name, a path or a URL.
       labels: the ground truth, of the same shape: 0 is membrane, any other value is cell.
       sections: which sections to score, such as 24-29; null takes all valid ones.
       threshold: the frozen threshold whose scores come first; null takes the one chosen in training.
       invert_labels: true where the labels say 0 for cell and anything else for membrane.
       cells: the label volume that `tessera segment` wrote, to be shown beside the truth in the run's pictures.
       tracking: where MLflow keeps the run.
+      storage: how volumes in object stores are reached.
     """
 
     volume: str = ""
@@ -28,6 +29,7 @@ class EvaluateSettings:
     invert_labels: bool = False
     cells: str | None = None
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    storage: StorageSettings = field(default_factory=StorageSettings)
 
     def __post_init__(self) -> None:
         for name, example in (("volume", "my-membranes"), ("labels", "my-labels")):

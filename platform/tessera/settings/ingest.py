@@ -15,12 +15,13 @@ class IngestSettings(OutputSettings):
 
     Args:
       source: the TIFF file or the folder.
-      output: name of the volume (under TESSERA_HOME/volumes) or a path ending in .zarr.
+      output: name of the volume (under TESSERA_HOME/volumes), a path ending in .zarr, or a URL such as s3://bucket/em.
       voxel_size_nm: z, y, x in nanometres, such as [50, 4, 4].
       kind: image, or labels (colours become ids, and values are never interpolated).
       invert: force (true) or forbid (false) inverting grey values; null follows the file (MINISWHITE is inverted).
       chunk: voxels a reader decodes at once, z, y, x; null chooses.
       shard: voxels one task writes as one object; a multiple of the chunk; null chooses.
+      ome_zarr: version of the output: 0.5 is sharded; 0.4, for older tools, keeps each chunk as a file.
       overwrite: delete an earlier volume of that name first, if tessera made it.
       engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
       workers: number of actors; 0 chooses one per GPU, else one per 8 cores.

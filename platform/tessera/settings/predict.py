@@ -18,10 +18,16 @@ class PredictSettings(TrackedOutputSettings):
     """Predict membrane probability for a whole volume, block by block, into OME-Zarr.
 
     Args:
-      volume: the raw volume: a name under TESSERA_HOME/volumes or a path.
+      volume: the raw volume: a name under TESSERA_HOME/volumes, a path, or a URL (s3://, gs://, https://).
       model: a bundle folder, or models:/NAME/VERSION from MLflow's registry.
-      output: name or path of the probability volume.
-      roi: half-open region of interest in voxels, such as 0:10,100:400,0:512 (z, y, x); null takes everything.
+      output: name, path or URL of the probability volume.
+      level: number of the volume's pyramid level to read, 0 being the finest; null takes the one whose voxel size is
+        the model's.
+      voxel_size_nm: z, y, x in nanometres, such as [50, 4, 4], where the volume does not say (a plain Zarr array).
+      invert_contrast: turn grey values round before they are normalised, where the volume shows membranes bright and
+        the model learned them dark, or the other way.
+      roi: half-open region of interest in voxels of the level that is read, such as 0:10,100:400,0:512 (z, y, x); null
+        takes everything.
       tile: most useful voxels the network yields per pass, z, y, x. Changes speed and memory, never a voxel.
       symmetries: orientations of each tile to average over: 1 as is, 4 flips, 8 flips and turns by 90 degrees, at as
         many times the cost; null takes those that the model's threshold was chosen with.
@@ -29,16 +35,21 @@ class PredictSettings(TrackedOutputSettings):
       chunk: voxels a reader of the output decodes at once; null chooses.
       shard: voxels per output object; null chooses.
       accept_mismatch: go on although the volume does not fit the model's contract.
+      ome_zarr: version of the output: 0.5 is sharded; 0.4, for older tools, keeps each chunk as a file.
       overwrite: delete an earlier output of that name first, if tessera made it.
       engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
       workers: number of actors; 0 chooses one per GPU, else one per 8 cores.
       attempts: tries a block gets before it is listed as failed and the rest goes on.
       tracking: where MLflow keeps the run.
+      storage: how inputs in object stores are reached.
     """
 
     volume: str = ""
     model: str = ""
     output: str = ""
+    level: int | None = None
+    voxel_size_nm: tuple[float, float, float] | None = None
+    invert_contrast: bool = False
     roi: str | None = None
     tile: tuple[int, int, int] = (1, 512, 512)
     symmetries: SymmetryCount | None = None

@@ -14,18 +14,20 @@ class SegmentSettings(TrackedOutputSettings):
     """Cut membrane probability into cells: 2D components per section, stitched over blocks.
 
     Args:
-      volume: the probability volume that `tessera predict` wrote: a name or a path.
-      output: name or path of the label volume.
+      volume: the probability volume that `tessera predict` wrote: a name, a path or a URL.
+      output: name, path or URL of the label volume.
       threshold: cell probability above which a pixel is cell; null takes the one chosen in training.
       connectivity: 4 or 8 neighbours within a section.
       block: voxels per task, z, y, x: a whole number of output shards; null takes one shard.
       chunk: voxels a reader of the output decodes at once; null chooses.
       shard: voxels per output object; null chooses.
+      ome_zarr: version of the output: 0.5 is sharded; 0.4, for older tools, keeps each chunk as a file.
       overwrite: delete an earlier output of that name first, if tessera made it.
       engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
       workers: number of actors; 0 chooses one per GPU, else one per 8 cores.
       attempts: tries a block gets before it is listed as failed and the rest goes on.
       tracking: where MLflow keeps the run.
+      storage: how inputs in object stores are reached.
     """
 
     volume: str = ""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.storage.files import write_atomically
+from tessera.storage.locations import Place
+from tessera.storage.objects import read_bytes, write_bytes
 
 
-def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+def save_arrays(path: Place, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write named arrays to a compressed .npz, whole or not at all.
 
     Raises:
@@ -21,10 +21,10 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """
     buffer = BytesIO()
     np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
-def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def load_arrays(path: Place) -> dict[str, NDArray[Any]]:
     """Read back what `save_arrays` wrote; never unpickles.
 
     Raises:
@@ -32,7 +32,7 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
       ValueError: it is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: say --overwrite true to compute the blocks again.") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from math import ceil, prod
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from tessera.geometry.boxes import Box
+from tessera.storage.objects import stamp
 from tessera.storage.volumes import Volume
 
 _SAMPLES = 64
+_REQUESTS = 16
 # Fixed, and not a setting: two runs must look at the same files to agree.
 _SEED = 20120301
 
@@ -48,22 +51,26 @@ def fingerprint(volume: Volume, boxes: Sequence[Box] | None = None) -> str:
 
 
 def identity(volume: Volume) -> str:
-    """SHA-256 that changes when a volume is moved, rewritten or changed, from metadata and at most 64 files' dates.
+    """SHA-256 that changes when a volume is moved, rewritten or changed, from metadata and at most 64 files' stamps.
 
-    Path, array metadata, axes, voxel size, invalid sections, and size and modification time of up to 64 seeded shards.
-    A shard that is absent (all zeros) counts as absent. Other attributes do not count: lineage may be added later.
+    Path or URL, array metadata, axes, voxel size, invalid sections, and up to 64 seeded shards' size and modification
+    time, or ETag in an object store. A shard that is absent (all zeros) counts as absent. Other attributes do not
+    count: lineage, or a pyramid, may be added later.
 
     Raises:
       OSError: the volume is gone or unreadable.
     """
-    folder = Path(volume.url) / volume.array.path
+    folder = volume.place / volume.array.path if volume.array.path else volume.place
+    keys = _sampled_keys(volume)
+    with ThreadPoolExecutor(_REQUESTS) as pool:  # one after the other, 64 requests to a far store take seconds
+        stamps = list(pool.map(stamp, [folder / key for key in keys]))
     facts = {
-        "path": str(folder.resolve()),
+        "path": str(folder.resolve() if isinstance(folder, Path) else folder),
         "metadata": volume.array.metadata.to_dict(),
         "axes": volume.axes,
         "voxel_size_nm": volume.voxel_size_nm,
         "invalid_sections": sorted(volume.invalid_sections),
-        "files": {key: _stamp(folder / key) for key in _sampled_keys(volume)},
+        "files": dict(zip(keys, stamps, strict=True)),
     }
     return hashlib.sha256(_json(facts)).hexdigest()
 
@@ -84,15 +91,6 @@ def _sampled_keys(volume: Volume) -> list[str]:
     drawn = np.random.default_rng(_SEED).choice(count, min(count, _SAMPLES), replace=False)
     places = [tuple(int(i) for i in np.unravel_index(index, grid)) for index in sorted(drawn)]
     return [volume.array.metadata.encode_chunk_key(place) for place in places]
-
-
-def _stamp(path: Path) -> list[int] | None:
-    """Size in bytes and modification time in nanoseconds; None where there is no file."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _json(value: Any) -> bytes:

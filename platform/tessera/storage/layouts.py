@@ -69,6 +69,8 @@ def legal_layout(
     itemsize: int = 1,
     chunk: Sequence[int] | None = None,
     shard: Sequence[int] | None = None,
+    *,
+    sharded: bool = True,
 ) -> Layout:
     """Chunk and shard for an array, from what is given and defaults for the rest.
 
@@ -81,6 +83,7 @@ def legal_layout(
       itemsize: bytes per voxel.
       chunk: one extent per axis.
       shard: one extent per axis, a multiple of the chunk.
+      sharded: whether the format knows shards; else every chunk is an object, and what one write owns.
 
     Raises:
       ValueError: the shape is empty or has other axes, or the given extents do not fit.
@@ -92,7 +95,14 @@ def legal_layout(
     """
     extents = _checked_shape(shape)
     given_chunk, given_shard = _checked(chunk, extents, "chunk"), _checked(shard, extents, "shard")
-    chosen = given_chunk or _default_chunk(extents, given_shard)
+    chosen = given_chunk or _default_chunk(extents, given_shard if sharded else None)
+    if not sharded:
+        if given_shard not in (None, chosen):
+            raise ValueError(
+                f"shard={list(given_shard or ())} for OME-Zarr 0.4, which has no shards: each chunk, here {chosen}, is "
+                "a file. Leave the shard out, or write OME-Zarr 0.5."
+            )
+        return Layout(chosen, chosen)
     if given_shard:
         return Layout(chosen, given_shard)
     layout = Layout(chosen, _default_shard(extents, chosen))

@@ -15,31 +15,31 @@ import json
 import logging
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tessera.storage.files import write_atomically
+from tessera.storage.attributes import is_ours, volume_id
 from tessera.storage.ledger_rows import LedgerRow, encode_rows, list_parts, part_number, part_rows, read_part
-from tessera.storage.stores import describe, local_path
-from tessera.storage.volumes import is_ours, volume_id
+from tessera.storage.locations import Place, place_of
+from tessera.storage.objects import child_names, exists, is_file, read_bytes, remove_tree, write_new
+from tessera.storage.stores import describe
 
-__all__ = ["Ledger", "LedgerRow", "ledger_path", "read_job", "read_rows", "remove_output"]
+__all__ = ["Ledger", "LedgerRow", "has_job", "ledger_path", "read_job", "read_rows", "remove_output"]
 
 _LOG = logging.getLogger(__name__)
 _STATE = ("block", "status", "error")
 
 
-def ledger_path(output: Path | str) -> Path:
+def ledger_path(output: Place | str) -> Place:
     """The ledger's folder, beside the output.
 
     >>> ledger_path("/data/membrane.zarr").name
     'membrane.zarr.ledger'
     """
-    folder = local_path(output)
+    folder = place_of(output)
     return folder.with_name(folder.name + ".ledger")
 
 
@@ -50,7 +50,7 @@ class Ledger:
     them, and on `close`. Safe to append to from several threads.
     """
 
-    def __init__(self, folder: Path, *, flush_rows: int, flush_seconds: float) -> None:
+    def __init__(self, folder: Place, *, flush_rows: int, flush_seconds: float) -> None:
         self._folder, self._flush_rows, self._flush_seconds = folder, flush_rows, flush_seconds
         self._lock = threading.RLock()
         self._buffer: list[LedgerRow] = []
@@ -68,7 +68,7 @@ class Ledger:
     @classmethod
     def open(
         cls,
-        output: Path | str,
+        output: Place | str,
         key: str,
         description: Mapping[str, Any],
         *,
@@ -92,8 +92,8 @@ class Ledger:
           ValueError: the ledger is another job's, belongs to an output that is gone, or cannot be read.
         """
         folder = _stage_folder(output, stage)
-        job = {"format": 1, "key": key, "description": _plain(description), "output_id": volume_id(local_path(output))}
-        if (folder / "job.json").exists():
+        job = {"format": 1, "key": key, "description": _plain(description), "output_id": volume_id(place_of(output))}
+        if is_file(folder / "job.json"):
             _check_same_job(folder, _read_job(folder), job)
         else:
             _begin(folder, job)
@@ -144,7 +144,7 @@ class Ledger:
             self._stop_timer()
             if self._buffer:
                 name = f"part-{self._next_part:08d}-{os.urandom(4).hex()}.parquet"
-                write_atomically(self._folder / name, encode_rows(self._buffer))
+                write_new(self._folder / name, encode_rows(self._buffer))
                 self._next_part += 1
                 self._buffer.clear()
 
@@ -193,7 +193,7 @@ class Ledger:
             _LOG.exception("%s: a part could not be written; its rows are kept for the next try", self._folder)
 
 
-def read_rows(output: Path | str, *, stage: str | None = None) -> Iterator[LedgerRow]:
+def read_rows(output: Place | str, *, stage: str | None = None) -> Iterator[LedgerRow]:
     """Every durable row of an output's ledger, in the order of writing; none where there is no ledger.
 
     Raises:
@@ -203,7 +203,7 @@ def read_rows(output: Path | str, *, stage: str | None = None) -> Iterator[Ledge
         yield from part_rows(part)
 
 
-def read_job(output: Path | str, *, stage: str | None = None) -> dict[str, Any]:
+def read_job(output: Place | str, *, stage: str | None = None) -> dict[str, Any]:
     """The contents of `job.json`: key, description, output_id.
 
     Raises:
@@ -213,37 +213,47 @@ def read_job(output: Path | str, *, stage: str | None = None) -> dict[str, Any]:
     return _read_job(_stage_folder(output, stage))
 
 
-def remove_output(output: Path | str) -> None:
+def has_job(output: Place | str, *, stage: str | None = None) -> bool:
+    """Whether a job was begun on an output."""
+    return is_file(_stage_folder(output, stage) / "job.json")
+
+
+def remove_output(output: Place | str) -> None:
     """Delete a volume that tessera made, and its ledger; nothing happens where there is neither.
 
-    Both are first renamed to hidden siblings, ledger first, so that a kill leaves no half-deleted output.
+    The ledger goes first, and each as a whole, so that a kill leaves nothing that passes for a finished output.
 
     Raises:
       FileExistsError: `output` or its ledger is something that tessera did not make.
     """
-    folder, ledger = local_path(output), ledger_path(output)
-    if folder.exists() and (folder.is_symlink() or not (is_ours(folder) or _is_empty(folder))):
+    folder, ledger = place_of(output), ledger_path(output)
+    link = isinstance(folder, Path) and folder.is_symlink()
+    if link or (exists(folder) and not (is_ours(folder) or _is_empty(folder))):
         raise FileExistsError(
-            f"{folder} is {'a link' if folder.is_symlink() else describe(folder)} that tessera did not make: it is not "
+            f"{folder} is {'a link' if link else describe(folder)} that tessera did not make: it is not "
             "deleted. Give another output, or remove it yourself."
         )
-    if ledger.exists() and not (any(ledger.rglob("job.json")) or _is_empty(ledger)):
+    if exists(ledger) and not (_holds_job(ledger) or _is_empty(ledger)):
         raise FileExistsError(f"{ledger} is {describe(ledger)} but no ledger: it is not deleted. Remove it yourself.")
     for doomed in (ledger, folder):
-        if doomed.exists():
-            hidden = doomed.with_name(f".{doomed.name}.{os.urandom(4).hex()}.deleted")
-            doomed.rename(hidden)
-            shutil.rmtree(hidden)
+        if exists(doomed):
+            remove_tree(doomed)
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _holds_job(ledger: Place) -> bool:
+    """Whether there is a job in a ledger's folder, or in that of one of its stages."""
+    names = child_names(ledger)
+    return "job.json" in names or any(is_file(ledger / name / "job.json") for name in names)
+
+
+def _is_empty(place: Place) -> bool:
+    return isinstance(place, Path) and place.is_dir() and not child_names(place)
 
 
 # The job
 
 
-def _stage_folder(output: Path | str, stage: str | None) -> Path:
+def _stage_folder(output: Place | str, stage: str | None) -> Place:
     if stage is None:
         return ledger_path(output)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", stage):
@@ -263,18 +273,17 @@ def _plain(description: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _begin(folder: Path, job: Mapping[str, Any]) -> None:
+def _begin(folder: Place, job: Mapping[str, Any]) -> None:
     if list_parts(folder):
         raise ValueError(
             f"{folder} holds ledger parts but no job.json: whose blocks they are is unknown. Restore job.json, or "
             "delete the folder to run every block again."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "job.json", json.dumps(job, indent=2).encode())
+    write_new(folder / "job.json", json.dumps(job, indent=2).encode())
 
 
-def _read_job(folder: Path) -> dict[str, Any]:
-    text = (folder / "job.json").read_text()
+def _read_job(folder: Place) -> dict[str, Any]:
+    text = read_bytes(folder / "job.json")
     try:
         job: dict[str, Any] = json.loads(text)
         _ = job["key"], job["description"].keys()
@@ -286,7 +295,7 @@ def _read_job(folder: Path) -> dict[str, Any]:
     return job
 
 
-def _check_same_job(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _check_same_job(folder: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     if old["key"] != new["key"]:
         lines = _differences(old["description"], new["description"]) or ["nothing described, such as the version"]
         raise ValueError(

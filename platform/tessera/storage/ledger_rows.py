@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tessera.storage.locations import Place
+from tessera.storage.objects import child_names, read_bytes
 
 _PART = re.compile(r"part-(\d{8})-[0-9a-f]{8}\.parquet")
 
@@ -68,14 +70,12 @@ _ARROW = {"int": pa.int64(), "str": pa.string(), "Status": pa.string(), "float":
 _SCHEMA = pa.schema([pa.field(f.name, _ARROW[str(f.type)], nullable=False) for f in fields(LedgerRow)])
 
 
-def list_parts(folder: Path) -> list[Path]:
+def list_parts(folder: Place) -> list[Place]:
     """Parts in the order of writing; temporary files of a killed writer are not parts."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _PART.fullmatch(path.name))
+    return [folder / name for name in child_names(folder) if _PART.fullmatch(name)]
 
 
-def part_number(part: Path) -> int:
+def part_number(part: Place) -> int:
     """The place of a part in the order of writing."""
     return int(part.name.split("-")[1])
 
@@ -88,14 +88,14 @@ def encode_rows(rows: Sequence[LedgerRow]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def read_part(part: Path) -> Any:
+def read_part(part: Place) -> Any:
     """One part as an Arrow table with a column per field of `LedgerRow`.
 
     Raises:
       ValueError: the file is truncated, corrupt, or has other columns.
     """
     try:
-        table = pq.read_table(pa.BufferReader(part.read_bytes()))
+        table = pq.read_table(pa.BufferReader(read_bytes(part)))
         return table.select(_SCHEMA.names).cast(_SCHEMA)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(
@@ -104,7 +104,7 @@ def read_part(part: Path) -> Any:
         ) from error
 
 
-def part_rows(part: Path) -> Iterator[LedgerRow]:
+def part_rows(part: Place) -> Iterator[LedgerRow]:
     """The rows of one part, in the order of writing."""
     for row in read_part(part).to_pylist():
         yield LedgerRow(**row)

@@ -1,4 +1,4 @@
-"""NGFF metadata: written as OME-Zarr 0.5, read as 0.4 or 0.5, always in nanometers.
+"""NGFF metadata: written and read as OME-Zarr 0.4 or 0.5, always in nanometers.
 
 A voxel size in the wrong unit, or axes in the wrong order, segments without an error and wrongly. What we write passes
 ome-zarr-models; what others wrote is turned into z, y, x and nanometers here, or refused.
@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
+
+OmeZarr = Literal["0.4", "0.5"]
+"""Versions of the format that are written; 0.4 lies on Zarr v2, 0.5 on Zarr v3."""
 
 AXES = (("z", "y", "x"), ("c", "z", "y", "x"))
 
@@ -57,22 +60,52 @@ class ImageMetadata:
         return self.levels[0].voxel_size_nm
 
 
-def ome_attributes(
-    axes: Sequence[str], levels: Sequence[Level], *, name: str | None = None, channels: Sequence[str] = ()
+def image_attributes(
+    axes: Sequence[str],
+    levels: Sequence[Level],
+    *,
+    name: str | None = None,
+    channels: Sequence[str] = (),
+    ome_zarr: OmeZarr = "0.5",
 ) -> dict[str, Any]:
-    """The value of the `ome` attribute of an OME-Zarr 0.5 image group, checked by ome-zarr-models.
+    """The attributes of an image group: 0.5 keeps them under `ome`, 0.4 beside each other.
+
+    Args:
+      axes: as `ome_attributes` takes them, and so are the others.
+      levels: fine to coarse.
+      name: the image's name.
+      channels: one name per channel.
+      ome_zarr: the version.
+
+    Raises:
+      ValueError: as `ome_attributes`.
+    """
+    ome = ome_attributes(axes, levels, name=name, channels=channels, ome_zarr=ome_zarr)
+    return {"ome": ome} if ome_zarr == "0.5" else ome
+
+
+def ome_attributes(
+    axes: Sequence[str],
+    levels: Sequence[Level],
+    *,
+    name: str | None = None,
+    channels: Sequence[str] = (),
+    ome_zarr: OmeZarr = "0.5",
+) -> dict[str, Any]:
+    """What NGFF wants said of one image, checked by ome-zarr-models.
 
     Args:
       axes: ("z", "y", "x") or ("c", "z", "y", "x").
       levels: fine to coarse. Where the voxel size is unknown, scales are relative and no unit is written.
       name: the image's name.
-      channels: one name per channel; only with a c axis.
+      channels: one name per channel: one alone without a c axis.
+      ome_zarr: the version.
 
     Raises:
-      ValueError: the axes are others, a size is not positive and finite, or channels come without a c axis.
+      ValueError: the axes are others, a size is not positive and finite, or there are several channels but no c axis.
     """
     _check_axes(tuple(axes))
-    if channels and axes[0] != "c":
+    if len(channels) > 1 and axes[0] != "c":
         raise ValueError(f"channels {list(channels)} but axes {''.join(axes)} without c: give axes c, z, y, x.")
     known = all(level.voxel_size_nm is not None for level in levels)
     multiscale: dict[str, Any] = {
@@ -81,10 +114,12 @@ def ome_attributes(
     }
     if name is not None:
         multiscale["name"] = name
-    ome: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale]}
+    # Each version keeps its own number in another place.
+    ome: dict[str, Any] = {"multiscales": [multiscale]}
+    (ome if ome_zarr == "0.5" else multiscale)["version"] = ome_zarr
     if channels:
         ome["omero"] = {"channels": [_channel(label) for label in channels]}
-    _validate(ome)
+    _validate(ome, ome_zarr)
     return ome
 
 
@@ -156,15 +191,21 @@ def _dataset(level: Level, ndim: int) -> dict[str, Any]:
 
 
 def _channel(label: str) -> dict[str, Any]:
-    return {"label": label, "color": "FFFFFF", "window": {"min": 0.0, "max": 255.0, "start": 0.0, "end": 255.0}}
+    return {
+        "label": label,
+        "color": "FFFFFF",
+        "active": True,
+        "window": {"min": 0.0, "max": 255.0, "start": 0.0, "end": 255.0},
+    }
 
 
-def _validate(ome: Mapping[str, Any]) -> None:
+def _validate(ome: Mapping[str, Any], ome_zarr: OmeZarr) -> None:
     # Two seconds to import: only those who write metadata pay.
     from ome_zarr_models.common.omero import Omero
-    from ome_zarr_models.v05.image import ImageAttrs
+    from ome_zarr_models.v04.image import ImageAttrs as ImageAttrs04
+    from ome_zarr_models.v05.image import ImageAttrs as ImageAttrs05
 
-    ImageAttrs.model_validate(ome)
+    (ImageAttrs05 if ome_zarr == "0.5" else ImageAttrs04).model_validate(ome)
     if "omero" in ome:
         Omero.model_validate(ome["omero"])
 

@@ -1,189 +1,146 @@
-"""Volumes: open what others wrote, create what we write, and write only whole shards.
+"""Volumes: open what others wrote, and create what we write.
 
-A `Volume` is what every workflow reads and writes. It knows its axes and its voxel size in nanometers, and refuses a
-write that could race with another task's.
+    path or URL --> Zarr node --> OME-Zarr image (one of its levels) or plain array --> Volume
+
+What is opened knows its axes and its voxel size in nanometers, or is refused.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import DTypeLike, NDArray
-from zarr.codecs import ZstdCodec
+from numpy.typing import DTypeLike
 
 from tessera import __version__
-from tessera.geometry.boxes import Box
-from tessera.storage.files import write_atomically
+from tessera.storage.attributes import checked_json, is_ours, update_attributes, volume_id
+from tessera.storage.drafts import ArrayDraft, draft_documents, place_documents
 from tessera.storage.layouts import Layout, legal_layout
-from tessera.storage.ome import AXES, Level, check_voxel_size, ome_attributes, parse_image
-from tessera.storage.stores import check_is_zarr, describe, is_zarr, local_path, store_for
+from tessera.storage.locations import Place, place_of
+from tessera.storage.ome import AXES, ImageMetadata, Level, OmeZarr, check_voxel_size, image_attributes, parse_image
+from tessera.storage.stores import check_is_zarr, describe, store_for, zarr_children
+from tessera.storage.voxels import Volume
+
+__all__ = ["Volume", "create_volume", "is_ours", "list_levels", "open_volume", "update_attributes", "volume_id"]
 
 _INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 _DTYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
-
-
-@dataclass(frozen=True)
-class Volume:
-    """One array of voxels with its axes, voxel size and `tessera` attributes; pickles, and reopens where it lands.
-
-    `url` is the path it was opened from. `axes` is ("z", "y", "x") or ("c", "z", "y", "x"). `voxel_size_nm` is z, y, x,
-    or None where the store does not say. `attributes` is a copy of the `tessera` attribute as it was on opening.
-    """
-
-    url: str
-    array: zarr.Array[Any] = field(repr=False, compare=False)
-    axes: tuple[str, ...]
-    voxel_size_nm: tuple[float, float, float] | None
-    attributes: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    writable: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Extent on each of `axes`, voxels."""
-        return tuple(int(n) for n in self.array.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Voxel type in native byte order."""
-        return np.dtype(self.array.dtype).newbyteorder("=")
-
-    @property
-    def chunk(self) -> tuple[int, ...]:
-        """What one read fetches, voxels."""
-        return tuple(int(n) for n in self.array.chunks)
-
-    @property
-    def shard(self) -> tuple[int, ...]:
-        """What one write owns, voxels: the shard, or the chunk where the array is not sharded."""
-        return tuple(int(n) for n in self.array.shards or self.array.chunks)
-
-    @property
-    def layout(self) -> Layout:
-        """Chunk and shard together."""
-        return Layout(self.chunk, self.shard)
-
-    @property
-    def invalid_sections(self) -> frozenset[int]:
-        """Sections (z) that are missing or blank; read from the `invalid_sections` attribute."""
-        return frozenset(int(z) for z in self.attributes.get("invalid_sections", ()))
-
-    def read(self, box: Box) -> NDArray[Any]:
-        """A copy of the voxels in a box that lies inside the volume.
-
-        Args:
-          box: one interval per axis of the volume.
-
-        Returns:
-          `dtype`, of the box's shape; zeros where nothing was ever written.
-
-        Raises:
-          ValueError: the box has other axes or leaves the volume.
-        """
-        self._check_inside(box)
-        return np.array(self.array[box.slices], dtype=self.dtype)
-
-    def section(self, z: int) -> NDArray[Any]:
-        """A copy of one section of a z, y, x volume: `dtype`, (y, x)."""
-        section: NDArray[Any] = self.read(Box((z, 0, 0), (z + 1, *self.shape[1:])))[0]
-        return section
-
-    def write(self, box: Box, data: NDArray[Any]) -> None:
-        """Write whole shards.
-
-        Args:
-          box: starts at multiples of the shard; stops at multiples too, or at the volume's far edge.
-          data: `dtype`, of the box's shape.
-
-        Raises:
-          ValueError: the box is not whole shards, the data do not fit it, or the volume was opened for reading.
-        """
-        self._check_inside(box)
-        if not self.writable:
-            raise ValueError(f"{self.url} was opened for reading: use open_volume(path, writable=True) to write to it.")
-        if not self.layout.is_aligned(box, self.shape):
-            raise ValueError(
-                f"box {box} is not whole shards of {self.url} (shard {self.shard}, shape {self.shape}): a partial "
-                "shard write reads, changes and rewrites the shard without a lock, and loses another task's data. "
-                f"Write {self._nearest(box)} instead."
-            )
-        if data.shape != box.shape or data.dtype != self.dtype:
-            raise ValueError(
-                f"data of shape {data.shape} and dtype {data.dtype} for box {box} of {self.url}: they would be "
-                f"broadcast or cast silently. Give shape {box.shape} and dtype {self.dtype}."
-            )
-        self.array[box.slices] = data
-
-    def _nearest(self, box: Box) -> Box:
-        """The legal box around this one; the shard at its start where it is empty."""
-        wanted = box if box.size else Box(box.start, tuple(a + 1 for a in box.start)).clipped(Box.whole(self.shape))
-        return self.layout.aligned(wanted, self.shape)
-
-    def _check_inside(self, box: Box) -> None:
-        if box.ndim != len(self.shape) or not Box.whole(self.shape).contains(box):
-            raise ValueError(
-                f"box {box} for {self.url} with axes {', '.join(self.axes)} and shape {self.shape}: it needs one "
-                f"interval per axis inside {Box.whole(self.shape)}. Clip it, and mirror what lies outside."
-            )
+_Size = tuple[float, float, float]
 
 
 # Opening
 
 
-def open_volume(path: Path | str, *, writable: bool = False) -> Volume:
-    """Open an OME-Zarr 0.4 or 0.5 image (its finest level), or a plain Zarr v2 or v3 array.
+def open_volume(
+    place: Place | str,
+    *,
+    writable: bool = False,
+    level: int | None = None,
+    voxel_size_nm: Sequence[float] | None = None,
+) -> Volume:
+    """Open one level of an OME-Zarr 0.4 or 0.5 image, or a plain Zarr v2 or v3 array.
 
-    A plain array has axes z, y, x, unless its dimension names say c, z, y, x, and no voxel size.
+    A plain array has axes z, y, x, unless its dimension names say c, z, y, x, and no voxel size of its own.
 
     Args:
-      path: local folder of the group or array.
+      place: folder or URL of the group or array.
       writable: whether `write` is allowed; inputs are opened without it.
+      level: number of the image's level, 0 being the finest and the default.
+      voxel_size_nm: z, y, x, where the store does not say; where it says, this must agree within 1%.
 
     Raises:
-      FileNotFoundError: there is nothing at `path`.
-      ValueError: `path` is a URL, is not a Zarr volume, or its axes, dtype or extent are not supported.
+      FileNotFoundError: there is nothing at `place`.
+      PermissionError: the store refuses to let it be read.
+      ValueError: `place` is not a Zarr volume, has no such level, says another voxel size, or its axes, dtype or extent
+        are not supported.
     """
-    folder = local_path(path)
-    check_is_zarr(folder)
-    try:
-        node = zarr.open(store_for(folder, writable=writable), mode="r+" if writable else "r")
-    except Exception as error:  # broken metadata raises a dozen unrelated types
-        raise ValueError(f"{folder}: its Zarr metadata cannot be read ({error}). Restore or rewrite them.") from error
+    where = place_of(place)
+    node = _open_node(where, writable)
+    size = None if voxel_size_nm is None else check_voxel_size(voxel_size_nm)
     if isinstance(node, zarr.Array):
-        volume = _from_array(folder, node, writable)
+        volume = _from_array(where, node, writable, level or 0, size)
     else:
-        volume = _from_group(folder, node, writable)
+        volume = _from_group(where, node, writable, level or 0, size)
     _check_readable(volume)
     return volume
 
 
-def _from_group(folder: Path, group: zarr.Group, writable: bool) -> Volume:
-    attributes = group.attrs.asdict()
+def list_levels(place: Place | str) -> tuple[Level, ...]:
+    """The levels of an image, fine to coarse; one without a name or size for a plain array.
+
+    Raises:
+      FileNotFoundError, PermissionError, ValueError: as `open_volume`.
+    """
+    return open_volume(place).levels
+
+
+def _open_node(place: Place, writable: bool) -> zarr.Array[Any] | zarr.Group:
+    store = store_for(place, writable=writable)
+    check_is_zarr(place)
     try:
-        image = parse_image(attributes)
-    except ValueError as error:
-        inner = sorted(child.name for child in folder.iterdir() if is_zarr(child))
-        hint = f" It holds {', '.join(inner[:5])}: did you mean {folder / inner[0]}?" if inner else ""
-        raise ValueError(f"{folder}: {error}{hint}") from error
-    level = image.levels[0]
-    array = group.get(level.path)
+        return zarr.open(store, mode="r+" if writable else "r")
+    except PermissionError:
+        raise
+    except Exception as error:  # broken metadata raises a dozen unrelated types
+        raise ValueError(f"{place}: its Zarr metadata cannot be read ({error}). Restore or rewrite them.") from error
+
+
+def _from_group(place: Place, group: zarr.Group, writable: bool, level: int, size: _Size | None) -> Volume:
+    attributes = group.attrs.asdict()
+    image = _image(place, attributes)
+    if not 0 <= level < len(image.levels):
+        raise ValueError(
+            f"{place} has no level {level} but {len(image.levels)}: {_listed(image.levels)}. Give one of their numbers."
+        )
+    path = image.levels[level].path
+    array = group.get(path)
     if not isinstance(array, zarr.Array):
-        raise ValueError(f"{folder}: level {level.path!r} of its metadata is not there: the copy is incomplete.")
+        raise ValueError(f"{place}: level {path!r} of its metadata is not there: the copy is incomplete.")
     if array.ndim != len(image.axes):
-        raise ValueError(f"{folder}: axes {', '.join(image.axes)} but level {level.path!r} has shape {array.shape}.")
-    return Volume(str(folder), array, image.axes, image.voxel_size_nm, _own_attributes(attributes), writable)
+        raise ValueError(f"{place}: axes {', '.join(image.axes)} but level {path!r} has shape {array.shape}.")
+    said = _agreed_size(place, image.levels[level].voxel_size_nm, size)
+    return Volume(place, array, image.axes, said, _own_attributes(attributes), writable, image.levels, level)
 
 
-def _from_array(folder: Path, array: zarr.Array[Any], writable: bool) -> Volume:
-    axes = _array_axes(folder, array)
-    return Volume(str(folder), array, axes, None, _own_attributes(array.attrs.asdict()), writable)
+def _image(place: Place, attributes: Mapping[str, Any]) -> ImageMetadata:
+    try:
+        return parse_image(attributes)
+    except ValueError as error:
+        inner = zarr_children(place)
+        hint = f" It holds {', '.join(inner[:5])}: did you mean {place / inner[0]}?" if inner else ""
+        raise ValueError(f"{place}: {error}{hint}") from error
+
+
+def _listed(levels: Sequence[Level]) -> str:
+    sizes = (level.voxel_size_nm for level in levels)
+    return ", ".join(f"{i} ({'size unknown' if size is None else f'{list(size)} nm'})" for i, size in enumerate(sizes))
+
+
+def _agreed_size(place: Place, stored: _Size | None, given: _Size | None) -> _Size | None:
+    """The voxel size that the store says, else the user's.
+
+    Raises:
+      ValueError: both say one, and they differ.
+    """
+    if stored is not None and given is not None and not np.allclose(stored, given, rtol=0.01):
+        raise ValueError(
+            f"{place} says that its voxels are {list(stored)} nm, voxel_size_nm={list(given)} says otherwise: one of "
+            "them would make every physical measure wrong. Leave the option out, or mend the volume's metadata."
+        )
+    return stored if stored is not None else given
+
+
+def _from_array(place: Place, array: zarr.Array[Any], writable: bool, level: int, size: _Size | None) -> Volume:
+    if level:
+        raise ValueError(f"{place} is a plain array, which has no level {level}. Leave the level out.")
+    axes = _array_axes(place, array)
+    own = _own_attributes(array.attrs.asdict())
+    return Volume(place, array, axes, size, own, writable, (Level("", size),))
 
 
 def _own_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +148,7 @@ def _own_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return dict(own) if isinstance(own, Mapping) else {}
 
 
-def _array_axes(folder: Path, array: zarr.Array[Any]) -> tuple[str, ...]:
+def _array_axes(place: Place, array: zarr.Array[Any]) -> tuple[str, ...]:
     """Axes by dimension names where they are given (Zarr v3, or xarray's attribute in v2), else z, y, x by count."""
     names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.asdict().get("_ARRAY_DIMENSIONS")
     named = tuple(str(name).lower() for name in names or ())
@@ -199,7 +156,7 @@ def _array_axes(folder: Path, array: zarr.Array[Any]) -> tuple[str, ...]:
         return named
     if array.ndim != 3 or set(named) & set("tczyx"):
         raise ValueError(
-            f"{folder}: shape {array.shape} with dimension names {list(named) or 'absent'}: a volume has axes z, y, x, "
+            f"{place}: shape {array.shape} with dimension names {list(named) or 'absent'}: a volume has axes z, y, x, "
             "or c, z, y, x by name; others would be read transposed. Save one channel as z, y, x."
         )
     return AXES[0]
@@ -212,11 +169,27 @@ def _check_readable(volume: Volume) -> None:
         raise ValueError(f"{volume.url}: shape {volume.shape} holds no voxel: nothing to read. Write it again.")
 
 
+def open_array(volume: Volume, level: Level, *, writable: bool = False) -> Volume:
+    """Open an array of an image that its list of levels need not name yet, with what `level` says of it.
+
+    Raises:
+      ValueError: it is not there, or cannot be read.
+    """
+    try:
+        array = zarr.open_array(
+            store_for(volume.place, writable=writable), path=level.path, mode="r+" if writable else "r"
+        )
+    except Exception as error:  # broken metadata raises a dozen unrelated types
+        raise ValueError(f"{volume.url}: level {level.path!r} cannot be read ({error}). Make it again.") from error
+    levels = (*volume.levels[:1], level)
+    return replace(volume, array=array, voxel_size_nm=level.voxel_size_nm, writable=writable, levels=levels, level=1)
+
+
 # Creating
 
 
 def create_volume(
-    path: Path | str,
+    place: Place | str,
     shape: Sequence[int],
     dtype: DTypeLike,
     *,
@@ -228,14 +201,15 @@ def create_volume(
     channels: Sequence[str] = (),
     translation_nm: Sequence[float] | None = None,
     exist_ok: bool = False,
+    ome_zarr: OmeZarr = "0.5",
 ) -> Volume:
-    """Create an OME-Zarr 0.5 image with one sharded level "0", filled with zeros, and open it for writing.
+    """Create an OME-Zarr image with one level "0", filled with zeros, and open it for writing.
 
-    The volume appears in one rename: it is whole or absent. Shards are compressed with zstd at level 1; all-zero shards
+    The volume appears in one step: it is whole or absent. Chunks are compressed with zstd at level 1; all-zero shards
     are not stored.
 
     Args:
-      path: a local folder that is absent or empty.
+      place: a folder or prefix that is absent or empty.
       shape: (z, y, x) or (c, z, y, x), voxels.
       dtype: bool, an integer or a float.
       voxel_size_nm: z, y, x; None writes no unit, and reads back as None.
@@ -245,55 +219,35 @@ def create_volume(
       name: the image's name; the folder's by default.
       channels: names along c.
       translation_nm: where voxel 0 lies, z, y, x, in the coordinates of the volume it was cut from; None is the origin.
+      ome_zarr: 0.5 is sharded; 0.4 (Zarr v2, for older tools) is not: there a chunk is what one write owns.
       exist_ok: open a volume of ours that is already there, if shape, dtype, layout and voxel size agree.
 
     Raises:
       FileExistsError: something else is at `path`; says what, and how to proceed.
       ValueError: an argument is not legal; says a value that is.
     """
-    folder, extents, kind = local_path(path), tuple(int(n) for n in shape), np.dtype(dtype)
-    _check_dtype(folder, kind)
-    layout = legal_layout(extents, kind.itemsize, chunk, shard)
+    where, extents, kind = place_of(place), tuple(int(n) for n in shape), np.dtype(dtype)
+    _check_dtype(where, kind)
+    layout = legal_layout(extents, kind.itemsize, chunk, shard, sharded=ome_zarr == "0.5")
     size = None if voxel_size_nm is None else check_voxel_size(voxel_size_nm)
-    own = {"version": __version__, "id": os.urandom(8).hex(), **_checked_json(attributes or {})}
+    own = {"version": __version__, "id": os.urandom(8).hex(), **checked_json(attributes or {})}
     axes = AXES[len(extents) - 3]
-    place = None if translation_nm is None else (translation_nm[0], translation_nm[1], translation_nm[2])
-    ome = ome_attributes(axes, [Level("0", size, place)], name=name or folder.name, channels=channels)
-    if folder.exists() and not _is_empty_folder(folder):
-        return _checked_origin(_reopen(folder, extents, kind, layout, size, exist_ok), own)
-    draft = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        _write_draft(draft, extents, kind, layout, {"ome": ome, "tessera": own})
-        draft.rename(folder)
-    except OSError as error:
-        if folder.exists() and not _is_empty_folder(folder):
-            raise FileExistsError(f"{folder} was created by another process: run one job per output.") from error
-        raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return open_volume(folder, writable=True)
-
-
-def _check_dtype(folder: Path, dtype: np.dtype[Any]) -> None:
-    if dtype.name not in _DTYPES:
-        raise ValueError(f"{folder}: dtype {dtype} is not supported. Use one of {', '.join(_DTYPES)}.")
-
-
-def _write_draft(
-    draft: Path, shape: tuple[int, ...], dtype: np.dtype[Any], layout: Layout, attributes: dict[str, Any]
-) -> None:
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    group = zarr.create_group(store_for(draft, writable=True), attributes=attributes)
-    group.create_array(
-        "0",
-        shape=shape,
-        dtype=dtype,
-        chunks=layout.chunk,
-        shards=layout.shard,
-        compressors=ZstdCodec(level=1),
-        fill_value=0,
-        dimension_names=AXES[len(shape) - 3],
+    shift = None if translation_nm is None else (translation_nm[0], translation_nm[1], translation_nm[2])
+    image = image_attributes(
+        axes, [Level("0", size, shift)], name=name or where.name, channels=channels, ome_zarr=ome_zarr
     )
+    if is_ours(where) or (isinstance(where, Path) and where.exists() and not _is_empty_folder(where)):
+        return _checked_origin(
+            _reopen(where, extents, kind, layout, size, 3 if ome_zarr == "0.5" else 2, exist_ok), own
+        )
+    draft = ArrayDraft(extents, kind, layout)
+    place_documents(where, draft_documents({"0": draft}, {**image, "tessera": own}, ome_zarr))
+    return open_volume(where, writable=True)
+
+
+def _check_dtype(place: Place, dtype: np.dtype[Any]) -> None:
+    if dtype.name not in _DTYPES:
+        raise ValueError(f"{place}: dtype {dtype} is not supported. Use one of {', '.join(_DTYPES)}.")
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -301,30 +255,32 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _reopen(
-    folder: Path,
+    place: Place,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     layout: Layout,
-    size: tuple[float, float, float] | None,
+    size: _Size | None,
+    zarr_format: int,
     exist_ok: bool,
 ) -> Volume:
     """The volume that is already there, if it is ours, wanted and the same."""
-    if not (folder / "zarr.json").is_file() or not is_ours(folder):
+    if not is_ours(place):
         raise FileExistsError(
-            f"{folder} is {describe(folder)} that tessera did not make: it would be overwritten. Give another output, "
+            f"{place} is {describe(place)} that tessera did not make: it would be overwritten. Give another output, "
             "or remove it yourself."
         )
     if not exist_ok:
         raise FileExistsError(
-            f"{folder} is a volume that tessera made: it would be overwritten. Give another output, rerun the same job "
+            f"{place} is a volume that tessera made: it would be overwritten. Give another output, rerun the same job "
             "to resume it, or say `--overwrite true`."
         )
-    volume = open_volume(folder, writable=True)
+    volume = open_volume(place, writable=True)
     wanted = {"shape": shape, "dtype": dtype, "chunk": layout.chunk, "shard": layout.shard, "voxel_size_nm": size}
+    wanted["zarr_format"] = zarr_format
     differing = [f"{k} {getattr(volume, k)}, not {v}" for k, v in wanted.items() if getattr(volume, k) != v]
     if differing:
         raise FileExistsError(
-            f"{folder} is a volume with {'; '.join(differing)}: two jobs' results would be mixed. Give another output, "
+            f"{place} is a volume with {'; '.join(differing)}: two jobs' results would be mixed. Give another output, "
             "or say `--overwrite true`."
         )
     return volume
@@ -340,56 +296,3 @@ def _checked_origin(volume: Volume, wanted: Mapping[str, Any]) -> Volume:
                 "another output, or say `--overwrite true`."
             )
     return volume
-
-
-# Attributes
-
-
-def is_ours(path: Path) -> bool:
-    """Whether a folder is a volume that tessera made: its `zarr.json` has a `tessera` attribute with our mark."""
-    return volume_id(path) is not None
-
-
-def volume_id(path: Path) -> str | None:
-    """The random id that `create_volume` gave a volume; None where there is no volume of ours."""
-    try:
-        return str(json.loads((path / "zarr.json").read_text())["attributes"]["tessera"]["id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def update_attributes(path: Path | str, **values: Any) -> dict[str, Any]:
-    """Set entries of a volume's `tessera` attribute, keeping the others; the file is replaced in one step.
-
-    Only the driver calls this: two writers at once would lose one's entries.
-
-    Args:
-      path: a volume that `create_volume` made.
-      values: JSON values by name.
-
-    Returns:
-      All entries as they are now.
-
-    Raises:
-      ValueError: the volume is not ours, or a value is not JSON.
-    """
-    folder = local_path(path)
-    if not is_ours(folder):
-        raise ValueError(f"{folder} is no volume of tessera's: its attributes are left alone.")
-    metadata = json.loads((folder / "zarr.json").read_text())
-    own: dict[str, Any] = metadata["attributes"]["tessera"]
-    own.update(_checked_json(values))
-    write_atomically(folder / "zarr.json", json.dumps(metadata, indent=2).encode())
-    return own
-
-
-def _checked_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    for key, value in values.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"attribute {key}={value!r} is not JSON ({error}): it could not be read back. Use plain numbers, "
-                "strings, lists and dictionaries."
-            ) from error
-    return dict(values)

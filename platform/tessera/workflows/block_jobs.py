@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ from tessera.engine.tasks import MakeWorker, OnResult, Outcome, RetryPolicy, Tas
 from tessera.geometry.blocks import BlockGrid
 from tessera.settings.common import RunnerSettings
 from tessera.storage.ledger import Ledger, LedgerRow
+from tessera.storage.locations import Place
+from tessera.workflows.access import with_access
 from tessera.workflows.outputs import OutputPlan
 
 _log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def _run(make_worker: MakeWorker, tasks: Iterable[Task], runner: RunnerSettings,
     from tessera.engine.session import cluster_size
 
     with session(runner):
-        run_blocks(make_worker, tasks, block_pool(runner.workers, cluster_size()), policy, on_result)
+        run_blocks(with_access(make_worker), tasks, block_pool(runner.workers, cluster_size()), policy, on_result)
 
 
 def _row(outcome: Outcome) -> LedgerRow:
@@ -165,7 +166,7 @@ def _progress(name: str, total: int, done: int) -> Any:
     )
 
 
-def _failure_text(output: Path, grid: BlockGrid, failed: Mapping[int, str]) -> str:
+def _failure_text(output: Place, grid: BlockGrid, failed: Mapping[int, str]) -> str:
     listed = [f"  block {i} {grid.box(i)}: {error}" for i, error in sorted(failed.items())[:20]]
     more = [f"  and {len(failed) - 20} more"] if len(failed) > 20 else []
     return "\n".join(

@@ -25,6 +25,7 @@ from tessera.settings.predict import PredictSettings
 from tessera.settings.segment import SegmentSettings
 from tessera.settings.train import DataSettings, ScheduleSettings, TrainSettings
 from tessera.storage.files import write_atomically
+from tessera.storage.locations import Place
 from tessera.storage.volumes import open_volume
 from tessera.tracking.pictures import contact_sheet, png_bytes
 from tessera.tracking.runs import Tracker, tracking_uri
@@ -57,8 +58,8 @@ class DemoResult:
 
     truth: SyntheticVolumes
     trained: TrainResult
-    membranes: Path
-    cells: Path
+    membranes: Place
+    cells: Place
     scores: dict[str, Any]
     raw_v_rand: float
     picture: Path
@@ -116,7 +117,7 @@ def smoothed_raw_score(truth: SyntheticVolumes, sections: list[int]) -> float:
     return finish(scored).best()["v_rand"]
 
 
-def draw(truth: SyntheticVolumes, membranes: Path, cells: Path, sections: list[int]) -> NDArray[np.uint8]:
+def draw(truth: SyntheticVolumes, membranes: Place, cells: Place, sections: list[int]) -> NDArray[np.uint8]:
     """Raw, probability, truth and cells of some sections."""
     panels = SectionPanels(open_volume(membranes), open_volume(truth.labels), open_volume(cells))
     return contact_sheet([panels.of(z) for z in sections], [f"section {z}" for z in sections])

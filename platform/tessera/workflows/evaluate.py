@@ -32,7 +32,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     Raises:
       ValueError, OSError: the volumes do not fit each other.
     """
-    probability, labels = open_finished(input_path(settings.volume)), open_finished(input_path(settings.labels))
+    probability, labels = _opened(settings, settings.volume), _opened(settings, settings.labels)
     sections = _scored_sections(settings, probability, labels)
     # Refused before hours of scoring: against swapped labels every score is a number, and means nothing.
     truth = (cells_of_labels(labels.section(z), invert=settings.invert_labels) for z in sections)
@@ -80,10 +80,14 @@ def shown_sections(sections: Sequence[int], most: int = 10) -> list[int]:
     return [sections[round(i)] for i in np.linspace(0, len(sections) - 1, most)]
 
 
+def _opened(settings: EvaluateSettings, name: str) -> Volume:
+    return open_finished(input_path(name, anonymous=settings.storage.anonymous))
+
+
 def _cells(settings: EvaluateSettings, probability: Volume) -> Volume | None:
     if settings.cells is None:
         return None
-    cells = open_finished(input_path(settings.cells))
+    cells = _opened(settings, settings.cells)
     if cells.shape != probability.shape or cells.attributes.get("kind") != CELLS:
         raise ValueError(
             f"cells {cells.url} hold {cells.attributes.get('kind')} of shape {cells.shape}, the probability has shape "

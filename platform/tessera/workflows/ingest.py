@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from tessera.engine.tasks import Process
 from tessera.geometry.blocks import BlockGrid
 from tessera.geometry.boxes import Box
 from tessera.settings.ingest import IngestSettings
-from tessera.settings.places import input_path
+from tessera.settings.places import local_input_path
 from tessera.storage.ledger import read_rows
+from tessera.storage.locations import Place
 from tessera.storage.stacks import SliceStack, open_stack
 from tessera.storage.volumes import open_volume, update_attributes
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
@@ -28,14 +28,14 @@ from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_
 _log = logging.getLogger(__name__)
 
 
-def ingest(settings: IngestSettings) -> Path:
+def ingest(settings: IngestSettings) -> Place:
     """Run the workflow; returns the volume's path.
 
     Raises:
       ValueError, OSError: the source cannot be used, or the target holds something else.
       BlocksFailedError: some shards could not be written.
     """
-    stack = open_stack(input_path(settings.source), kind=settings.kind, invert=settings.invert)
+    stack = open_stack(local_input_path(settings.source), kind=settings.kind, invert=settings.invert)
     output = plan_volume(settings, stack)
     with session(settings):
         claim_output(output, overwrite=settings.overwrite)
@@ -55,7 +55,7 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def plan_volume(settings: IngestSettings, stack: SliceStack) -> OutputPlan:
     """The volume that a stack becomes."""
-    source = str(input_path(settings.source))
+    source = str(local_input_path(settings.source))
     return plan_output(
         settings,
         settings.output,
@@ -84,7 +84,7 @@ def _files_digest(stack: SliceStack) -> str:
     return digest_of({"pages": listed})
 
 
-def _make_worker(stack: SliceStack, output: Path) -> Process:
+def _make_worker(stack: SliceStack, output: Place) -> Process:
     volume = open_volume(output, writable=True)
 
     def process(item: tuple[int, Box]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _make_worker(stack: SliceStack, output: Path) -> Process:
     return process
 
 
-def _blank_sections(output: Path, grid: BlockGrid) -> Iterable[int]:
+def _blank_sections(output: Place, grid: BlockGrid) -> Iterable[int]:
     """Sections of one constant value, from the extremes in the ledger's rows."""
     depth = grid.shape[0]
     low, high = [np.inf] * depth, [-np.inf] * depth

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,9 @@ from tessera.geometry.blocks import BlockGrid, check_alignment
 from tessera.settings.common import OutputSettings, TrackedOutputSettings
 from tessera.settings.places import home, output_path
 from tessera.storage.layouts import Layout, legal_layout
-from tessera.storage.ledger import Ledger, ledger_path, remove_output
+from tessera.storage.ledger import Ledger, has_job, ledger_path, remove_output
+from tessera.storage.locations import Place
+from tessera.storage.ome import OmeZarr
 from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 from tessera.workflows.plain import plain
@@ -45,9 +46,11 @@ class OutputPlan:
       attributes: further entries of the `tessera` attribute.
       name: the image's; the folder's by default.
       translation_nm: where voxel 0 lies, z, y, x; None at the origin.
+      channels: what the one channel is called, for viewers; none is fine.
+      ome_zarr: version of the format.
     """
 
-    path: Path
+    path: Place
     made_by: str
     kind: str
     shape: tuple[int, ...]
@@ -59,6 +62,8 @@ class OutputPlan:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
     translation_nm: tuple[float, ...] | None = None
+    channels: tuple[str, ...] = ()
+    ome_zarr: OmeZarr = "0.5"
 
     @property
     def grid(self) -> BlockGrid:
@@ -69,7 +74,7 @@ class OutputPlan:
     def facts(self) -> dict[str, Any]:
         """All that a block's voxels depend on; what differs is told when another job claims the output."""
         own = {"workflow": self.made_by, "block": self.block, "shard": self.layout.shard, "output": self.dtype}
-        return own | dict(self.depends_on)
+        return own | {"ome_zarr": self.ome_zarr} | dict(self.depends_on)
 
     @property
     def key(self) -> str:
@@ -94,8 +99,11 @@ def plan_output(
     kind = np.dtype(dtype)
     layout = legal_layout(shape, kind.itemsize, settings.chunk, settings.shard)
     chosen = block or layout.shard
+    if settings.ome_zarr == "0.4":  # a task is as large as it would be with shards, and writes many chunks
+        layout = Layout(layout.chunk, layout.chunk)
     check_alignment(chosen, layout.shard, shape)
-    return OutputPlan(output_path(output), shape=shape, dtype=kind.name, layout=layout, block=chosen, **facts)
+    place, version = output_path(output), settings.ome_zarr
+    return OutputPlan(place, shape=shape, dtype=kind.name, layout=layout, block=chosen, ome_zarr=version, **facts)
 
 
 def digest_of(facts: Mapping[str, Any]) -> str:
@@ -117,8 +125,7 @@ def claim_output(plan: OutputPlan, *, overwrite: bool = False, stage: str | None
     if overwrite:
         remove_output(plan.path)
     create_output(plan)
-    begun = (ledger_path(plan.path) / (stage or ".") / "job.json").exists()
-    if not begun and open_volume(plan.path).attributes.get("complete"):
+    if not has_job(plan.path, stage=stage) and open_volume(plan.path).attributes.get("complete"):
         raise FileExistsError(
             f"{plan.path} is a finished volume without its ledger ({ledger_path(plan.path)}): whether this job made it "
             "cannot be told, and it would be overwritten. Give another output, or say `--overwrite true`."
@@ -142,8 +149,10 @@ def create_output(plan: OutputPlan) -> Volume:
         shard=plan.layout.shard,
         attributes=own,
         name=plan.name,
+        channels=plan.channels,
         translation_nm=plan.translation_nm,
         exist_ok=True,
+        ome_zarr=plan.ome_zarr,
     )
 
 
@@ -159,13 +168,17 @@ def tracked_output(plan: OutputPlan, settings: TrackedOutputSettings, tags: Mapp
         yield run
 
 
-def open_finished(path: Path) -> Volume:
+def open_finished(path: Place, *, voxel_size_nm: Sequence[float] | None = None) -> Volume:
     """Open a volume to read, and refuse one that a job of ours has not finished.
+
+    Args:
+      path: a folder or URL.
+      voxel_size_nm: z, y, x, where the volume does not say.
 
     Raises:
       ValueError: it is half-written; its missing blocks would read as zeros.
     """
-    volume = open_volume(path)
+    volume = open_volume(path, voxel_size_nm=voxel_size_nm)
     if volume.attributes.get("complete") is False:
         raise ValueError(
             f"{path} is only half-written: blocks that are missing would read as zeros. Run the command that makes it "

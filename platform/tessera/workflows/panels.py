@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from tessera.geometry.boxes import Box
 from tessera.images.colours import label_colours, shown_grey
 from tessera.images.quantise import dequantise
+from tessera.storage.locations import Url, place_of
 from tessera.storage.volumes import Volume, open_volume
 from tessera.workflows.annotated import cells_of_labels
 
@@ -60,8 +60,14 @@ def _middle(z: int, shape: tuple[int, ...]) -> Box:
 def _raw(probability: Volume, box: Box) -> NDArray[Any] | None:
     """What was predicted there; None where the raw volume has been moved since."""
     name, roi = probability.attributes.get("input"), probability.attributes.get("roi")
-    if not name or not roi or not Path(name).exists():
-        _log.warning("the raw volume %s is not there any more: pictures go without it", name)
+    if not name or not roi:
         return None
-    raw: NDArray[Any] = open_volume(name).read(box.shifted(tuple(roi[0])))[0]
+    # Of the same store, so reached in the same way: without credentials if the probability is.
+    anonymous = isinstance(probability.place, Url) and probability.place.anonymous
+    try:
+        volume = open_volume(place_of(name, anonymous=anonymous), level=probability.attributes.get("input_level", 0))
+        raw: NDArray[Any] = volume.read(box.shifted(tuple(roi[0])))[0]
+    except (OSError, ValueError) as error:
+        _log.warning("the raw volume %s cannot be read any more: pictures go without it (%s)", name, error)
+        return None
     return raw

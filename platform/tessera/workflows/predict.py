@@ -26,16 +26,18 @@ from tessera.images.quantise import quantise
 from tessera.images.symmetries import SymmetryCount, check_square
 from tessera.model.bundle import check_fit
 from tessera.model.predictor import load_predictor, predict_box
-from tessera.settings.places import home, input_path
+from tessera.settings.places import home
 from tessera.settings.predict import PredictSettings, parse_roi
 from tessera.storage.identity import identity
+from tessera.storage.locations import Place
 from tessera.storage.volumes import Volume, open_volume, update_attributes
 from tessera.tracking.runs import Tracker, check_tracking, tracking_uri
 from tessera.workflows.block_jobs import BlockReport, Stopwatch, checksum, run_block_job, session
 from tessera.workflows.levels import attribute_of, volume_levels
 from tessera.workflows.models import FoundModel, find_model
-from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, open_finished, plan_output, tracked_output
+from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_output, tracked_output
 from tessera.workflows.plain import plain
+from tessera.workflows.raw import RawSource, Read, find_raw
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +49,8 @@ class PredictPlan:
     """A checked prediction: everything a worker needs, as plain values.
 
     Attributes:
-      volume: the raw volume's path.
-      output: the probability volume's path.
+      raw: the raw volume, and how it is read.
+      output: the probability volume's place.
       bundle: the model's folder.
       roi: the region predicted, in the raw volume's voxels; the output's voxel 0 is its start.
       tile: most useful voxels per pass.
@@ -57,8 +59,8 @@ class PredictPlan:
       levels: grey levels of the sections that are read, in the same numbering, where the model's rule needs them.
     """
 
-    volume: Path
-    output: Path
+    raw: RawSource
+    output: Place
     bundle: Path
     roi: Box
     tile: tuple[int, int, int]
@@ -67,8 +69,8 @@ class PredictPlan:
     levels: LevelTable | None
 
 
-def predict(settings: PredictSettings) -> Path:
-    """Run the workflow; returns the output's path.
+def predict(settings: PredictSettings) -> Place:
+    """Run the workflow; returns the output's path or URL.
 
     Raises:
       ValueError, OSError: something does not fit, before any work is done.
@@ -76,8 +78,7 @@ def predict(settings: PredictSettings) -> Path:
     """
     check_tracking(tracking_uri(settings.tracking.uri, home()))
     model = find_model(settings.model, settings.tracking.uri)
-    volume = open_finished(input_path(settings.volume))
-    plan, output = plan_prediction(settings, model, volume)
+    plan, output = plan_prediction(settings, model)
     with session(settings):
         claim_output(output, overwrite=settings.overwrite)
         with tracked_output(output, settings, {"tessera.model": model.name}) as run:
@@ -87,18 +88,21 @@ def predict(settings: PredictSettings) -> Path:
     return output.path
 
 
-def plan_prediction(settings: PredictSettings, model: FoundModel, volume: Volume) -> tuple[PredictPlan, OutputPlan]:
+def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[PredictPlan, OutputPlan]:
     """Check everything that can be checked before work starts; nothing is touched.
 
     Raises:
+      OSError: the volume is not there, or cannot be read.
       ValueError: the model or the symmetries do not fit the volume, or the block does not fit the shards.
     """
+    raw, volume = find_raw(settings, model.contract)
+    read = raw.reader(volume)
     check_contract(model, volume, accept_mismatch=settings.accept_mismatch)
     symmetries = chosen_symmetries(settings.symmetries, model, volume)
     roi = parse_roi(settings.roi, volume.shape)
-    _glance_at_values(volume, roi)
+    _glance_at_values(volume, roi, read)
     invalid = frozenset(volume.invalid_sections)
-    levels = levels_for(model, volume, roi)
+    levels = levels_for(model, volume, roi, read)
     output = plan_output(
         settings,
         settings.output,
@@ -110,7 +114,8 @@ def plan_prediction(settings: PredictSettings, model: FoundModel, volume: Volume
         voxel_size_nm=volume.voxel_size_nm,
         depends_on={
             "model": model.digest,
-            "input": {"path": volume.url, "identity": identity(volume)},
+            "input": {"path": volume.url, "level": volume.level, "identity": identity(volume)},
+            "invert_contrast": raw.invert_contrast,
             "roi": [roi.start, roi.stop],
             "precision": "float32",
             "symmetries": symmetries,
@@ -119,12 +124,13 @@ def plan_prediction(settings: PredictSettings, model: FoundModel, volume: Volume
         attributes=_attributes(settings, model, volume, roi, symmetries, levels),
         name=KIND,
         translation_nm=_translation_nm(volume, roi),
+        channels=(KIND,),
     )
     bundle, tile = model.bundle, settings.tile
-    return PredictPlan(Path(volume.url), output.path, bundle, roi, tile, symmetries, invalid, levels), output
+    return PredictPlan(raw, output.path, bundle, roi, tile, symmetries, invalid, levels), output
 
 
-def levels_for(model: FoundModel, volume: Volume, roi: Box) -> LevelTable | None:
+def levels_for(model: FoundModel, volume: Volume, roi: Box, read: Read) -> LevelTable | None:
     """Grey levels of the sections that the region's prediction reads; None where the model's rule needs none.
 
     Raises:
@@ -135,7 +141,7 @@ def levels_for(model: FoundModel, volume: Volume, roi: Box) -> LevelTable | None
     # What mirroring reads beyond the first or last section lies within the halo of it, too.
     halo = model.contract.network.arithmetic.halo[0]
     reach = range(max(roi.start[0] - halo, 0), min(roi.stop[0] + halo, volume.shape[0]))
-    return volume_levels(volume, reach, partial(read_finite, volume))
+    return volume_levels(volume, reach, read)
 
 
 def check_contract(model: FoundModel, volume: Volume, *, accept_mismatch: bool) -> None:
@@ -177,11 +183,11 @@ def chosen_symmetries(asked: SymmetryCount | None, model: FoundModel, volume: Vo
     return chosen
 
 
-def _glance_at_values(volume: Volume, roi: Box) -> None:
+def _glance_at_values(volume: Volume, roi: Box, read: Read) -> None:
     """Refuse a volume of NaN before hours of work: a look at its first, middle and last section."""
     middle = (roi.start[0] + roi.stop[0]) // 2
     for z in {roi.start[0], middle, roi.stop[0] - 1} if volume.dtype.kind == "f" else ():
-        read_finite(volume, Box((z, *roi.start[1:]), (z + 1, *roi.stop[1:])).clipped(_glance(roi, z)))
+        read(Box((z, *roi.start[1:]), (z + 1, *roi.stop[1:])).clipped(_glance(roi, z)))
 
 
 def _glance(roi: Box, z: int, extent: int = 1024) -> Box:
@@ -191,10 +197,11 @@ def _glance(roi: Box, z: int, extent: int = 1024) -> Box:
 
 
 def _translation_nm(volume: Volume, roi: Box) -> tuple[float, ...] | None:
-    """Where the output's voxel 0 lies in the raw volume; None at its origin."""
+    """Where the output's voxel 0 lies, in the coordinates of the raw volume; None at its origin."""
     if volume.voxel_size_nm is None or not any(roi.start):
-        return None
-    return tuple(size * start for size, start in zip(volume.voxel_size_nm, roi.start, strict=True))
+        return volume.translation_nm
+    own = volume.translation_nm or (0.0, 0.0, 0.0)
+    return tuple(shift + size * a for shift, size, a in zip(own, volume.voxel_size_nm, roi.start, strict=True))
 
 
 def _attributes(
@@ -210,6 +217,8 @@ def _attributes(
         "polarity": "255 = membrane, 0 = cell; probability = value / 255",
         "invalid_sections": sorted(z - roi.start[0] for z in volume.invalid_sections if z in inside),
         "input": volume.url,
+        "input_level": volume.level,
+        "invert_contrast": settings.invert_contrast,
         "roi": [list(roi.start), list(roi.stop)],
         "model": {"name": model.name, "digest": model.digest, "training_run_id": model.run_id},
         "threshold": model.contract.threshold,
@@ -222,7 +231,8 @@ def _attributes(
 def make_block_worker(plan: PredictPlan) -> Process:
     """In a worker: load the model and open the volumes once; returns the function that does one block."""
     predict_tiles, contract = load_predictor(plan.bundle, plan.symmetries)
-    volume, output = open_volume(plan.volume), open_volume(plan.output, writable=True)
+    volume, output = plan.raw.open(), open_volume(plan.output, writable=True)
+    read = plan.raw.reader(volume)
     # One pass at a time: the network's own threads fill the cores, while other threads read and write.
     lock = threading.Lock()
 
@@ -231,22 +241,9 @@ def make_block_worker(plan: PredictPlan) -> Process:
             return predict_tiles(tiles)
 
     def probability_of(core: Box) -> NDArray[np.float32]:
-        read = partial(read_finite, volume)
         return predict_box(one_at_a_time, read, volume.shape, core, plan.tile, contract, plan.levels, plan.invalid)
 
     return partial(process_block, plan, output, probability_of)
-
-
-def read_finite(volume: Volume, box: Box) -> NDArray[Any]:
-    """Read voxels, and refuse NaN and infinity: one of them would make every voxel within the halo NaN.
-
-    Raises:
-      ValueError: names the volume and the box.
-    """
-    voxels = volume.read(box)
-    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-        raise ValueError(f"{volume.url} holds NaN or infinite values in {box}: replace or mask them first.")
-    return voxels
 
 
 def process_block(

@@ -14,7 +14,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from tessera.settings.segment import SegmentSettings
 from tessera.storage.arrays import load_arrays, save_arrays
 from tessera.storage.identity import identity
 from tessera.storage.ledger import ledger_path, read_rows
+from tessera.storage.locations import Place
 from tessera.storage.volumes import Volume, open_volume, update_attributes
 from tessera.tracking.runs import Tracker, check_tracking, tracking_uri
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
@@ -56,14 +56,14 @@ class SegmentPlan:
       invalid: sections without cells.
     """
 
-    probability: Path
-    output: Path
+    probability: Place
+    output: Place
     threshold: float
     connectivity: Connectivity
     invalid: frozenset[int]
 
 
-def segment(settings: SegmentSettings) -> Path:
+def segment(settings: SegmentSettings) -> Place:
     """Run the workflow; returns the label volume's path.
 
     Raises:
@@ -71,7 +71,7 @@ def segment(settings: SegmentSettings) -> Path:
       BlocksFailedError: some blocks were given up, after the rest was done.
     """
     check_tracking(tracking_uri(settings.tracking.uri, home()))
-    volume = open_finished(input_path(settings.volume))
+    volume = open_finished(input_path(settings.volume, anonymous=settings.storage.anonymous))
     plan, output = plan_segmentation(settings, volume)
     with session(settings):
         claim_output(output, overwrite=settings.overwrite)
@@ -124,9 +124,10 @@ def plan_segmentation(settings: SegmentSettings, volume: Volume) -> tuple[Segmen
         },
         attributes=shown | {"settings": plain(settings)},
         name="cells",
+        translation_nm=volume.translation_nm,
     )
     connectivity = Connectivity(f"section-{settings.connectivity}")
-    return SegmentPlan(Path(volume.url), output.path, threshold, connectivity, frozenset(invalid)), output
+    return SegmentPlan(volume.place, output.path, threshold, connectivity, frozenset(invalid)), output
 
 
 def _threshold(settings: SegmentSettings, volume: Volume) -> float:
@@ -182,7 +183,7 @@ def _make_label_worker(plan: SegmentPlan) -> Process:
     return process
 
 
-def _faces_path(output: Path, index: int) -> Path:
+def _faces_path(output: Place, index: int) -> Place:
     return ledger_path(output) / FACES / f"faces-{index:09d}.npz"
 
 
@@ -208,5 +209,5 @@ def _seams(plan: SegmentPlan, grid: BlockGrid) -> Iterator[tuple[int, int, NDArr
                 yield index, other, seam_edges(own, _load_faces(plan.output, other), offset, plan.connectivity)
 
 
-def _load_faces(output: Path, index: int) -> Faces:
+def _load_faces(output: Place, index: int) -> Faces:
     return Faces.from_arrays(load_arrays(_faces_path(output, index)))

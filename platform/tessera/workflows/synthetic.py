@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from tessera.settings.common import RunnerSettings
 from tessera.settings.places import home
 from tessera.storage.layouts import legal_layout
 from tessera.storage.ledger import remove_output
+from tessera.storage.locations import Place
+from tessera.storage.objects import exists
 from tessera.storage.volumes import open_volume, update_attributes
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job
 from tessera.workflows.outputs import OutputPlan, create_output, digest_of
@@ -37,10 +38,10 @@ class SyntheticVolumes:
       unknown: 255 where a tear or fold hides what the labels say; None for a phantom without damage.
     """
 
-    raw: Path
-    labels: Path
-    instances: Path
-    unknown: Path | None = None
+    raw: Place
+    labels: Place
+    instances: Place
+    unknown: Place | None = None
 
 
 def synthetic_volumes(
@@ -50,7 +51,7 @@ def synthetic_volumes(
     phantom = Phantom(seed, options)
     plans = {part: _plan(part, shape, phantom) for part in _parts(options)}
     paths = {part: plan.path for part, plan in plans.items()}
-    if not all(path.exists() for path in paths.values()):
+    if not all(exists(path) for path in paths.values()):
         # They share one ledger: with one of them gone, its rows no longer say what is there.
         for path in paths.values():
             remove_output(path)
@@ -77,7 +78,7 @@ def _plan(part: str, shape: tuple[int, int, int], phantom: Phantom) -> OutputPla
     return OutputPlan(path, "phantom", part, shape, dtype, layout, layout.shard, VOXEL_SIZE_NM, depends_on, name=part)
 
 
-def _make_worker(paths: Mapping[str, Path], phantom: Phantom) -> Process:
+def _make_worker(paths: Mapping[str, Place], phantom: Phantom) -> Process:
     volumes = {part: open_volume(path, writable=True) for part, path in paths.items()}
 
     def process(item: tuple[int, Box]) -> dict[str, Any]:

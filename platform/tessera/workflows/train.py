@@ -30,6 +30,7 @@ from tessera.settings.places import home, input_path
 from tessera.settings.sections import parse_sections
 from tessera.settings.train import AnnotatedSections, DataSettings, TrainSettings
 from tessera.storage.arrays import load_arrays
+from tessera.storage.locations import place_of
 from tessera.storage.volumes import open_volume
 from tessera.tracking.models import register_bundle
 from tessera.tracking.pictures import contact_sheet
@@ -206,10 +207,14 @@ def check_disjoint(data: DataSettings) -> None:
         )
 
 
+def _resolved(volume: str) -> str:
+    """One text for each volume, by whatever links it is reached."""
+    place = place_of(volume)
+    return str(place.resolve() if isinstance(place, Path) else place)
+
+
 def _section_keys(part: AnnotatedSections) -> list[tuple[str, int]]:
-    return [
-        (str(Path(part.volume).resolve()), z) for z in parse_sections(part.sections, open_volume(part.volume).shape[0])
-    ]
+    return [(_resolved(part.volume), z) for z in parse_sections(part.sections, open_volume(part.volume).shape[0])]
 
 
 def first_contract(settings: TrainSettings, training: AnnotatedSet) -> Contract:
