@@ -313,7 +313,7 @@ def _no_tiff(tmp_path: Path) -> Path:
             lambda tmp_path: _tiff(tmp_path / "a.tif", GREY.astype(np.float64)),
             "dtype float64 is not supported for image",
         ),
-        (lambda _: "s3://bucket/a.tif", "object stores are not supported yet. Copy the volume to a local disk."),
+        (lambda _: "s3://bucket/a.tif", "slices are read from disks only. Copy them to a local folder first."),
     ],
 )
 def test_a_source_that_is_no_stack_is_refused_before_anything_is_made(

@@ -23,6 +23,7 @@ from tessera.settings.demo import DemoSettings
 from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.ingest import IngestSettings
 from tessera.settings.predict import PredictSettings
+from tessera.settings.pyramid import PyramidSettings
 from tessera.settings.segment import SegmentSettings
 from tessera.settings.train import TrainSettings
 
@@ -76,6 +77,12 @@ def _evaluate(settings: EvaluateSettings) -> str:
     return json.dumps(evaluate(settings), indent=2)
 
 
+def _pyramid(settings: PyramidSettings) -> str:
+    from tessera.workflows.pyramid import pyramid
+
+    return str(pyramid(settings))
+
+
 def _demo(settings: DemoSettings) -> str:
     from tessera.workflows.demo import demo
 
@@ -88,6 +95,7 @@ COMMANDS = {
     "predict": Command(PredictSettings, _predict, "predict membrane probability for a volume"),
     "segment": Command(SegmentSettings, _segment, "cut membrane probability into cells"),
     "evaluate": Command(EvaluateSettings, _evaluate, "score membrane probability against ground truth"),
+    "pyramid": Command(PyramidSettings, _pyramid, "add coarser levels to a volume"),
     "demo": Command(DemoSettings, _demo, "run the whole main job on the synthetic volume"),
 }
 

@@ -27,7 +27,7 @@ from tessera.storage.locations import Place, place_of
 from tessera.storage.objects import child_names, exists, is_file, read_bytes, remove_tree, write_new
 from tessera.storage.stores import describe
 
-__all__ = ["Ledger", "LedgerRow", "has_job", "ledger_path", "read_job", "read_rows", "remove_output"]
+__all__ = ["Ledger", "LedgerRow", "has_job", "ledger_path", "read_job", "read_rows", "remove_output", "remove_stage"]
 
 _LOG = logging.getLogger(__name__)
 _STATE = ("block", "status", "error")
@@ -238,6 +238,13 @@ def remove_output(output: Place | str) -> None:
     for doomed in (ledger, folder):
         if exists(doomed):
             remove_tree(doomed)
+
+
+def remove_stage(output: Place | str, stage: str) -> None:
+    """Delete the ledger of one pass over an output, so that all of its blocks run again."""
+    folder = _stage_folder(output, stage)
+    if exists(folder):
+        remove_tree(folder)
 
 
 def _holds_job(ledger: Place) -> bool:

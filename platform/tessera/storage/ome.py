@@ -194,6 +194,7 @@ def _channel(label: str) -> dict[str, Any]:
     return {
         "label": label,
         "color": "FFFFFF",
+        "family": "linear",
         "active": True,
         "window": {"min": 0.0, "max": 255.0, "start": 0.0, "end": 255.0},
     }

@@ -18,8 +18,9 @@ from tessera.geometry.boxes import Box
 from tessera.storage.attributes import set_levels
 from tessera.storage.drafts import ArrayDraft, add_array
 from tessera.storage.layouts import Layout, legal_layout
-from tessera.storage.objects import exists, remove_tree
+from tessera.storage.objects import remove_tree
 from tessera.storage.ome import Level
+from tessera.storage.stores import zarr_children
 from tessera.storage.volumes import Volume, open_array
 
 Size = tuple[float, float, float]
@@ -126,11 +127,11 @@ def finish_levels(volume: Volume, planned: Sequence[PyramidLevel]) -> None:
 
 
 def remove_levels(volume: Volume) -> None:
-    """Forget and delete every level but the finest."""
+    """Forget and delete every level but the finest, those of a job that was killed included."""
     set_levels(volume.place, volume.levels[:1])
-    for level in volume.levels[1:]:
-        if exists(volume.place / level.path):
-            remove_tree(volume.place / level.path)
+    for name in zarr_children(volume.place):
+        if name != volume.levels[0].path:
+            remove_tree(volume.place / name)
 
 
 def finer_box(box: Box, factors: Sequence[int], finer_shape: Sequence[int]) -> Box:
