@@ -58,7 +58,7 @@ def test_every_command_works_from_s3_to_s3_with_the_voxels_of_a_local_run(
 
     monkeypatch.setattr(workflow, "find_raw", published)
     url = f"s3://{BUCKET}"
-    told = _all_commands(capsys, url, tmp_path, bundle, "--workers", "2")
+    told = _all_commands(capsys, url, tmp_path, bundle, "--workers", "1")
     _all_commands(capsys, str(tmp_path), tmp_path, bundle, "--engine", "serial")
 
     for name, level in (("raw", 0), ("truth", 0), ("cells", 0), ("p", 0), ("p", 1), ("p", 2)):
