@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tessera.images.augment import Augmentation, draw_sampling_map, jitter_intensity, rng_for, sample_crop
+from tessera.images.augment import Anchor, Augmentation, draw_sampling_map, jitter_intensity, rng_for, sample_crop
 
 EVERYTHING = Augmentation(
     elastic_sigma_px=4.0,
@@ -308,3 +308,34 @@ def test_what_a_margin_leaves_is_placed_everywhere_in_the_section() -> None:
 def test_a_crop_that_is_all_margin_is_refused() -> None:
     with pytest.raises(ValueError, match=r"crop=\(6, 6\) holds no pixel within its margin of 3.*such as"):
         sample_crop(rng_for(0, 0), *section(), (6, 6), Augmentation(), margin=3)
+
+
+# Crops around a pixel
+
+
+@given(st.integers(0, 2**32), st.integers(8, 40), st.integers(8, 40), st.integers(0, 39), st.integers(0, 49))
+def test_a_crop_around_a_pixel_holds_it_and_stays_inside(seed: int, height: int, width: int, y: int, x: int) -> None:
+    anchor = Anchor(y, x, min(height, width) / np.sqrt(2))
+    recipe = Augmentation(flips=True, rotate90=True)
+    image, labels, weights = addresses((40, 50)), *section((40, 50))[1:]
+    cut, _, _ = sample_crop(rng_for(seed, 0), image, labels, weights, (height, width), recipe, anchor=anchor)
+    assert 50 * y + x in cut and len(np.unique(cut)) == cut.size
+
+
+def test_a_crop_turned_any_way_around_a_pixel_holds_it() -> None:
+    anchor = Anchor(200, 210, 32 / np.sqrt(2))
+    for index in range(200):
+        map_ = draw_sampling_map(
+            rng_for(1, index), (400, 400), (32, 32), Augmentation(rotation_degrees=180.0), anchor=anchor
+        )
+        assert np.hypot(map_[0] - 200, map_[1] - 210).min() < 1
+
+
+def test_places_around_a_pixel_spread_over_the_reach() -> None:
+    centres = np.array(
+        [
+            draw_sampling_map(rng_for(1, i), (99, 99), (9, 9), Augmentation(), anchor=Anchor(50, 40, 6.0))[:, 4, 4]
+            for i in range(300)
+        ]
+    )
+    assert centres.min(0).tolist() == [47, 37] and centres.max(0).tolist() == [53, 43]

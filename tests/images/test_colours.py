@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from tessera.images.colours import label_colours, shown_grey
+from tessera.images.colours import label_colours, shown_grey, target_colours
+from tessera.images.targets import CELL, MEMBRANE, UNKNOWN
 
 
 @given(hnp.arrays(np.uint64, (4, 5), elements=st.integers(0, 2**64 - 1)))
@@ -54,3 +55,9 @@ def test_grey_values_of_any_type_are_shown_from_black_to_white() -> None:
     assert (wide.min(), wide.max(), wide.dtype) == (0, 255, np.uint8)
     assert (np.diff(wide.ravel().astype(int)) >= 0).all()
     assert (shown_grey(np.full((4, 4), 7.5, np.float32)) == 0).all(), "a constant section is no error"
+
+
+def test_unknown_pixels_have_a_colour_of_their_own() -> None:
+    membrane, cell, unknown = target_colours(np.array([MEMBRANE, CELL, UNKNOWN], np.uint8)).tolist()
+    assert (membrane, cell) == ([255, 255, 255], [0, 0, 0])
+    assert len(set(unknown)) > 1, "neither black, white nor grey"

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tessera.images.weights import border_reach_px, border_weights, border_weights_of_sections, class_weights
+from tessera.images.targets import UNKNOWN
+from tessera.images.weights import border_reach_px, border_weights, class_weights, weights_of_targets
 
 
 def border_oracle(labels: NDArray[np.generic], w0: float, sigma_px: float) -> NDArray[np.float64]:
@@ -101,14 +102,45 @@ def test_class_balance_adds_to_the_border_term() -> None:
     np.testing.assert_allclose(balanced - border, np.where(labels, 0.625, 2.5), atol=1e-6)
 
 
-def test_a_stack_is_weighed_section_by_section_but_balanced_as_one() -> None:
+def test_sections_are_weighed_one_by_one_but_balanced_together() -> None:
     labels = (np.random.default_rng(1).random((3, 24, 24)) > [[[0.2]], [[0.5]], [[0.0]]]).astype(np.uint8)
-    stack = border_weights_of_sections(labels)
-    assert stack.dtype == np.float32
-    np.testing.assert_array_equal(stack, [border_weights(section) for section in labels])
-    balance = border_weights_of_sections(labels, class_balance=True) - (stack - 1)
+    targets = [1 - section for section in labels]
+    plain = np.stack(weights_of_targets(targets))
+    assert plain.dtype == np.float32
+    np.testing.assert_array_equal(plain, [border_weights(section) for section in labels])
+    balance = np.stack(weights_of_targets(targets, class_balance=True)) - (plain - 1)
     membrane, cell = class_weights(int((labels == 0).sum()), int((labels > 0).sum()))
     np.testing.assert_allclose(balance, np.where(labels, cell, membrane), atol=1e-5)
+
+
+# Unknown pixels
+
+
+def test_unknown_pixels_weigh_nothing_and_count_in_no_class() -> None:
+    rng = np.random.default_rng(2)
+    target = rng.choice(np.array([0, 1, UNKNOWN], np.uint8), (24, 24), p=[0.6, 0.2, 0.2])
+    (weights,) = weights_of_targets([target], w0=0, class_balance=True)
+    of_membrane, of_cell = class_weights(int((target == 1).sum()), int((target == 0).sum()))
+    expected = np.select([target == 1, target == 0], [of_membrane, of_cell], 0.0)
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+def test_a_border_is_that_between_known_cells() -> None:
+    target = np.zeros((9, 40), np.uint8)
+    target[:, [5, 15, 25]] = 1  # four cells
+    (whole,) = weights_of_targets([target])
+    target[:, 6:15] = UNKNOWN  # nobody annotated the second
+    (part,) = weights_of_targets([target])
+    np.testing.assert_array_equal(part[:, 25], whole[:, 25])  # far from it, nothing changes
+    np.testing.assert_allclose(part[:, 5], 1 + 10 * np.exp(-((1 + 11) ** 2) / 50), rtol=1e-5)
+    assert (part[:, 5] < whole[:, 5]).all() and (part[:, 6:15] == 0).all()
+
+
+def test_what_is_not_annotated_makes_no_second_cell() -> None:
+    target = np.full((9, 40), UNKNOWN, np.uint8)
+    target[:, 10:14], target[:, 14:16] = 0, 1
+    (weights,) = weights_of_targets([target])
+    np.testing.assert_array_equal(weights, target != UNKNOWN)
 
 
 def test_an_isbi_sized_section_takes_well_under_a_second() -> None:
@@ -124,11 +156,6 @@ def test_an_isbi_sized_section_takes_well_under_a_second() -> None:
 def test_probabilities_and_stacks_are_errors(labels: NDArray[np.generic]) -> None:
     with pytest.raises(ValueError, match=r"border weights want integers \(y, x\)"):
         border_weights(labels)
-
-
-def test_a_single_section_is_no_stack() -> None:
-    with pytest.raises(ValueError, match=r"border weights want integers \(z, y, x\)"):
-        border_weights_of_sections(np.zeros((4, 4), np.uint8))
 
 
 def test_illegal_w0_and_sigma_are_errors() -> None:

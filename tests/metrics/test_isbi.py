@@ -351,3 +351,53 @@ def test_flooding_scores_close_to_the_plain_rule_on_real_sections():
         basins, scored = connected_cells(cells), truth > 0
         ours, plain = (agreement(truth[scored], f(basins)[scored]) for f in (flood, flood_first_in_first_out))
         assert ours.v_rand == pytest.approx(plain.v_rand, abs=tolerance)
+
+
+# Sections of which a part is known
+
+
+@st.composite
+def partly_known_sections(draw):
+    probability, truth = draw(tiny_sections())
+    known = draw(arrays(bool, truth.shape))
+    y, x = draw(st.sampled_from(np.argwhere(truth > 0).tolist()))
+    known[y, x] = True
+    return probability, truth, known
+
+
+@settings(max_examples=60, deadline=None)
+@given(partly_known_sections(), st.randoms(use_true_random=False))
+def test_nothing_under_unknown_pixels_changes_a_score(section, random):
+    probability, truth, known = section
+    other = np.random.default_rng(random.randrange(2**32))
+    elsewhere = np.where(known, probability, other.random(truth.shape))
+    guessed = np.where(known, truth, other.integers(0, 3, truth.shape))
+    assert score_section(elsewhere, guessed, known=known) == score_section(probability, truth, known=known)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tiny_sections(), st.integers(1, 4), st.integers(1, 4))
+def test_a_section_known_in_a_rectangle_scores_as_the_rectangle(section, above, before):
+    probability, truth = section
+    wide = ((above, 5 - above), (before, 5 - before))
+    known = np.pad(np.ones(truth.shape, bool), wide)
+    surrounded = np.pad(probability, wide, mode="reflect" if min(truth.shape) > 5 else "edge")
+    padded = np.pad(truth, wide, constant_values=1)
+    assert score_section(surrounded, padded, known=known) == score_section(probability, truth)
+
+
+def test_known_parts_of_one_cell_may_be_joined_through_unknown_area():
+    truth, known = np.array([[5, 5, 5, 5, 5]]), np.array([[True, True, False, True, True]])
+    whole = finish([score_section(np.ones((1, 5)), truth, (0.0,), known)]).at(0.0)
+    assert (whole["v_rand"], whole["rand_error"], whole["pixel_error"]) == (1, 0, 0)
+
+
+def test_a_section_without_a_known_cell_is_an_error():
+    with pytest.raises(ValueError, match=r"no label > 0 at a known pixel.*annotate a cell in it"):
+        score_section(np.ones((1, 2)), np.array([[0, 1]]), known=np.array([[True, False]]))
+
+
+@pytest.mark.parametrize("known", [np.ones((1, 3), bool), np.ones((1, 2), np.uint8)])
+def test_what_is_known_is_a_bool_for_each_pixel(known):
+    with pytest.raises(ValueError, match=r"known is \w+ of shape .*Give a bool for each pixel of truth"):
+        score_section(np.ones((1, 2)), np.array([[0, 1]]), known=known)

@@ -91,3 +91,21 @@ def test_a_batch_that_nobody_annotated_has_a_finite_loss_and_no_gradient(dice: f
         share = loss_share(sums, sums, dice)
     assert float(loss_value(sums, dice)) == pytest.approx(dice)
     assert not tape.gradient(share, logits).numpy().any()
+
+
+@pytest.mark.parametrize("dice", [0.0, DICE])
+def test_nothing_under_unknown_pixels_reaches_loss_or_gradients(batch: dict[str, NDArray[Any]], dice: float) -> None:
+    import tensorflow as tf
+
+    unknown = batch["target"] == UNKNOWN
+    other = {**batch, "weights": np.where(unknown, np.float32(77), batch["weights"]), "logits": batch["logits"].copy()}
+    other["logits"][unknown] = 5
+    found = []
+    for one in (batch, other):
+        logits = tf.Variable(one["logits"])
+        with tf.GradientTape() as tape:
+            loss = loss_value(loss_sums(logits, one["target"], one["weights"]), dice)
+        found.append((float(loss), np.asarray(tape.gradient(loss, logits))))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5, atol=1e-9)
+    assert not found[1][1][unknown].any() and found[1][1][~unknown].all()

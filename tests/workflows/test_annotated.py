@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,11 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from terminal import refusal
 from tessera.settings.train import AnnotatedSections, DataSettings
-from tessera.workflows.annotated import AnnotatedSet, cells_of_labels, check_mask_values, load_annotated
+from tessera.workflows.annotated import AnnotatedSet, check_mask_values, load_annotated
 from volumes import grey, mask, put_volume
 
 SHAPE = (6, 32, 40)
@@ -45,10 +45,16 @@ def train(
     monkeypatch.setattr("tessera.engine.session.connected", lambda: pytest.fail("Ray was started"))
     monkeypatch.setattr("tessera.workflows.train.tracked_run", lambda *_, **__: pytest.fail("a run was begun"))
 
-    def run(volume: str = "em", labels: str = "cells", sections: str | None = "0-3", *words: str) -> str:
+    def run(
+        volume: str = "em",
+        labels: str = "cells",
+        sections: str | None = "0-3",
+        *words: str,
+        validation: str | None = None,
+    ) -> str:
         learned = [{"volume": volume, "labels": labels, "sections": sections}]
         held_out = [{"volume": "em", "labels": "cells", "sections": "4-5"}]
-        data = ["--data.train", json.dumps(learned), "--data.validation", json.dumps(held_out)]
+        data = ["--data.train", json.dumps(learned), "--data.validation", validation or json.dumps(held_out)]
         return refusal(capsys, home, "train", "--schedule.crop_px", 16, *data, *words)
 
     return run
@@ -96,12 +102,6 @@ def test_the_fingerprint_changes_with_voxels_labels_and_choice(put: Callable[...
     assert len(set(prints)) == len(choices) and prints[0] == prints[-1]
 
 
-@given(arrays.arrays(np.uint8, (4, 5), elements=st.sampled_from([0, 1, 255])), st.booleans())
-def test_cells_are_what_is_not_zero(labels: NDArray[np.uint8], invert: bool) -> None:
-    cells = cells_of_labels(labels, invert=invert)
-    assert [bool(c) for c in cells.flat] == [(int(v) != 0) != invert for v in labels.flat]
-
-
 @given(st.sets(st.integers(0, 255), min_size=1, max_size=4))
 def test_a_mask_has_zero_and_one_other_value(values: set[int]) -> None:
     sections = [np.full((2, 2), value, np.uint8) for value in values]
@@ -125,7 +125,7 @@ def test_a_mask_of_three_values_may_be_instances(train: Refuse, put: Callable[..
     labels = mask(SHAPE)
     labels[1, 3, 3] = 7
     told = train("em", put("bad", labels))
-    assert "hold the values 0, 7, 255: a mask has two, 0 for membrane and one for cell." in told
+    assert "hold the values 0 (1,200 px), 7 (1 px), 255 (3,919 px): a mask has two, 0 for membrane" in told
     assert "pass --data.labels_are instances" in told
     train_instances = train("em", "bad", "0-7", "--data.labels_are", "instances")
     assert "passes the volume" in train_instances
@@ -274,3 +274,90 @@ def test_training_without_validation_is_refused(capsys: pytest.CaptureFixture[st
 def test_an_illegal_crop_or_batch_names_the_nearest_legal_one(train: Refuse, words: tuple[str, ...], told: str) -> None:
     message = train("em", "cells", "0-3", *words)
     assert told in message and (message.endswith("Try crop=32.") or message.endswith("Try batch=4."))
+
+
+# Sparse annotation
+
+
+def _half_known(value: int, dtype: Any = np.uint8) -> NDArray[Any]:
+    labels = mask(SHAPE).astype(dtype)
+    labels[labels > 0] = 1
+    labels[:, :, 20:] = value
+    return labels
+
+
+def test_a_declared_third_value_is_unknown_and_the_rest_is_as_before(put: Callable[..., str]) -> None:
+    found = _load(put, _half_known(255), "1,4", unknown_label=255)
+    for target in found.membrane:
+        assert (target[:, 20:] == 255).all()
+        np.testing.assert_array_equal(target[:, :20], mask(SHAPE)[0, :, :20] == 0)
+
+
+def test_unknown_voxels_as_cremi_marks_them_are_read_by_the_same_setting(put: Callable[..., str]) -> None:
+    instances = np.where(mask(SHAPE) > 0, np.arange(SHAPE[2]) // 8 + 1, 0).astype(np.uint64)
+    instances[:, :, 20:] = 2**64 - 1
+    chosen = [AnnotatedSections(put("em", grey(SHAPE)), put("ids", instances), "1")]
+    for unknown in ("largest", 2**64 - 1):
+        found = load_annotated(chosen, DataSettings(chosen, chosen, "instances", unknown_label=unknown))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found.membrane[0][:, :20], mask(SHAPE)[0, :, :20] == 0)
+        assert (found.membrane[0][:, 20:] == 255).all()
+
+
+def test_ids_marked_as_cremi_does_are_refused_undeclared(train: Refuse, put: Callable[..., str]) -> None:
+    instances = np.where(mask(SHAPE) > 0, 3, 0).astype(np.uint64)
+    instances[0, 0, :4] = 2**64 - 1
+    told = train("em", put("bad", instances), "0-3", "--data.labels_are", "instances")
+    assert "hold the largest uint64, 18446744073709551615, in 4 pixels" in told
+    assert "Set unknown_label to largest, or give that cell another id." in told
+
+
+def test_another_third_value_than_declared_is_refused_with_its_count(train: Refuse, put: Callable[..., str]) -> None:
+    labels = _half_known(255)
+    labels[2, 5, 5:8] = 9
+    told = train("em", put("bad", labels), "0-3", "--data.unknown_label", "255")
+    assert (
+        "hold the values 0 (656 px), 1 (1,901 px), " in told and "9 (3 px) besides 255, unknown: a mask has two" in told
+    )
+    told = train("em", put("other", _half_known(255)), "0-3", "--data.unknown_label", "254")
+    assert "255 (2,560 px) besides 254, unknown" in told and "if a value means unknown, pass it as --data.unkn" in told
+
+
+def test_a_section_without_annotation_is_left_out_aloud(
+    put: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = _half_known(255)
+    labels[2] = 255
+    with caplog.at_level(logging.WARNING, "tessera"):
+        found = _load(put, labels, "1-3", unknown_label=255)
+    assert found.names == ("em.zarr section 1", "em.zarr section 3")
+    assert len(found.raw) == len(found.membrane) == 2
+    assert np.array_equal(found.raw[1], grey(SHAPE)[3])
+    assert caplog.messages == ["em.zarr section 2 is left out: every pixel of it has the label that means unknown"]
+
+
+def test_volumes_without_any_annotation_are_refused(train: Refuse, put: Callable[..., str]) -> None:
+    told = train("em", put("bad", np.full(SHAPE, 255, np.uint8)), "0-3", "--data.unknown_label", "255")
+    assert "are unknown at every pixel of the chosen sections: nothing can be learned or scored." in told
+
+
+def test_strokes_of_one_class_in_a_section_are_enough_to_learn_from(put: Callable[..., str]) -> None:
+    labels = np.full(SHAPE, 255, np.uint8)
+    labels[0, 4, :30], labels[1, 9, 3:9] = 0, 1
+    found = _load(put, labels, "0-1", unknown_label=255)
+    assert [sorted(np.unique(target)) for target in found.membrane] == [[1, 255], [0, 255]]
+
+
+def test_a_held_out_section_without_a_known_cell_is_refused(train: Refuse, put: Callable[..., str]) -> None:
+    labels = _half_known(255)
+    labels[5] = 255
+    labels[5, 3, 3] = 0
+    held_out = json.dumps([{"volume": put("other", grey(SHAPE)), "labels": put("strokes", labels)}])
+    told = train("em", put("known", _half_known(255)), "0-3", "--data.unknown_label", "255", validation=held_out)
+    assert "no pixel of other.zarr section 5 is known to be cell: scores compare cells" in told
+    assert told.endswith("Annotate some, or leave it out of data.validation.")
+
+
+def test_zero_cannot_mean_unknown(train: Refuse) -> None:
+    told = train("em", "cells", "0-3", "--data.unknown_label", "0")
+    assert told.startswith("data.unknown_label=0: 0 is membrane already")
+    assert told.endswith("Give unannotated pixels a value of their own, such as 255, and membrane 0.")

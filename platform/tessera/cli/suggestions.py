@@ -98,7 +98,7 @@ def expectation(hint: Any) -> str:
     """
     kinds = get_args(hint)
     if NoneType in kinds:
-        return f"{expectation(next(kind for kind in kinds if kind is not NoneType))}, or null"
+        return f"{' or '.join(expectation(kind) for kind in kinds if kind is not NoneType)}, or null"
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, kinds))}"
     if get_origin(hint) is tuple:

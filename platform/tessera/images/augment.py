@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import cos, isfinite, log1p, radians, sin
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -81,6 +82,18 @@ class Augmentation:
             )
 
 
+class Anchor(NamedTuple):
+    """A pixel that a crop is to hold: its centre lies within `reach_px` / 2 of it along y and x.
+
+    A reach of the crop's extent / sqrt(2) keeps the pixel in the crop whichever way that is turned, unless the
+    section's edge or the elastic field pushes it out of a corner.
+    """
+
+    y: int
+    x: int
+    reach_px: float
+
+
 def rng_for(seed: int, index: int) -> np.random.Generator:
     """The generator of sample `index` of a run, the same in whichever worker, process or restart asks.
 
@@ -114,6 +127,7 @@ def sample_crop(
     crop: tuple[int, int],
     augmentation: Augmentation,
     margin: int = 0,
+    anchor: Anchor | None = None,
 ) -> Triple:
     """Cut one random, augmented crop from a section: image, labels and weights through one sampling map.
 
@@ -132,6 +146,7 @@ def sample_crop(
       crop: extent (y, x) of the result, pixels.
       augmentation: what may vary.
       margin: pixels on each side of the crop that are context only: what a valid network consumes.
+      anchor: a pixel to hold; None takes any place of the section.
 
     Returns:
       image float32, (h, w) or (h, w, c); labels uint8, (h, w), values a subset of those given; weights float32, (h, w).
@@ -145,7 +160,7 @@ def sample_crop(
             f"crop={crop} holds no pixel within its margin of {margin}: give at least 1 on each of y, x, such as "
             "(256, 256)."
         )
-    sampling_map = draw_sampling_map(rng, (labels.shape[0], labels.shape[1]), crop, augmentation, margin)
+    sampling_map = draw_sampling_map(rng, (labels.shape[0], labels.shape[1]), crop, augmentation, margin, anchor)
     image, labels, weights = warp_together(image, labels, weights, sampling_map)
     return jitter_intensity(rng, image, augmentation), labels, weights
 
@@ -156,6 +171,7 @@ def draw_sampling_map(
     crop: tuple[int, int],
     augmentation: Augmentation,
     margin: int = 0,
+    anchor: Anchor | None = None,
 ) -> NDArray[np.float32]:
     """Draw where each pixel of a crop is read: place, flips, turn, rotation and elastic field in one map.
 
@@ -165,6 +181,7 @@ def draw_sampling_map(
       crop: extent (y, x) of the crop, pixels.
       augmentation: what may vary.
       margin: pixels on each side of the crop that may lie beyond the section.
+      anchor: a pixel to hold; None takes any place of the section.
 
     Returns:
       float32, (2, h, w), pixels of the section, ordered (y, x).
@@ -174,7 +191,7 @@ def draw_sampling_map(
     # A crop turned by 90 degrees covers w x h pixels: placed by that extent, its pixels fall on pixels.
     quarter_turned = abs(matrix[0, 1]) == 1
     placed = (crop[0] - 2 * margin, crop[1] - 2 * margin)
-    centre = _place_centre(place, section, placed[::-1] if quarter_turned else placed)
+    centre = _place_centre(place, section, placed[::-1] if quarter_turned else placed, anchor)
     y, x = (np.arange(extent, dtype=np.float32) - np.float32((extent - 1) / 2) for extent in crop)
     sampling_map: NDArray[np.float32] = matrix[:, :1, None] * y[:, None] + (
         matrix[:, 1:, None] * x + centre[:, None, None]
@@ -231,13 +248,20 @@ def _draw_matrix(rng: np.random.Generator, augmentation: Augmentation) -> NDArra
     return matrix.astype(np.float32)
 
 
-def _place_centre(place: NDArray[np.float64], section: tuple[int, int], extent: tuple[int, int]) -> NDArray[np.float32]:
+def _place_centre(
+    place: NDArray[np.float64], section: tuple[int, int], extent: tuple[int, int], anchor: Anchor | None
+) -> NDArray[np.float32]:
     """The centre (y, x) of an extent whose first pixel is drawn evenly among those that keep it inside the section.
 
-    An extent larger than the section is placed anywhere around it instead. `place` is (2,), in [0, 1).
+    An extent larger than the section is placed anywhere around it instead. `place` is (2,), in [0, 1). With an anchor
+    the draw is among the places near it, and the nearest one that is inside is taken.
     """
     room = np.subtract(section, extent)
-    first = np.minimum(room, 0) + np.floor(place * (np.abs(room) + 1))
+    if anchor is None:
+        first = np.minimum(room, 0) + np.floor(place * (np.abs(room) + 1))
+    else:
+        wanted = np.array(anchor[:2]) - (np.array(extent) - 1) / 2 + (place - 0.5) * anchor.reach_px
+        first = np.clip(np.floor(wanted + 0.5), np.minimum(room, 0), np.maximum(room, 0))
     return np.asarray(first + (np.array(extent) - 1) / 2, dtype=np.float32)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.images.targets import MEMBRANE, UNKNOWN
+
 # Channels run over 64..255, so that no cell is as dark as membrane: 192^3 colours.
 _DARKEST = 64
 _LEVELS = 256 - _DARKEST
@@ -15,6 +17,8 @@ _COLOURS = _LEVELS**3
 # Coprime to 192^3 = 2^18 3^3, so that multiplying permutes the colours. Chosen among 20,000 random ones for the largest
 # least difference between the colours of ids at most 500 apart.
 _MULTIPLIER = 2_064_319
+
+_UNKNOWN_COLOUR = (64, 96, 176)
 
 
 def label_colours(labels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -37,6 +41,21 @@ def label_colours(labels: NDArray[Any]) -> NDArray[np.uint8]:
     divisors = np.array([_LEVELS**2, _LEVELS, 1], np.uint64)
     colours = (hashed[..., None] // divisors % np.uint64(_LEVELS) + np.uint64(_DARKEST)).astype(np.uint8)
     return np.where((labels > 0)[..., None], colours, np.uint8(0))
+
+
+def target_colours(target: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Truth for the eye: membrane white, cell black, and what nobody annotated blue.
+
+    Args:
+      target: uint8, any shape: `MEMBRANE`, `CELL` or `UNKNOWN`.
+
+    Returns:
+      uint8, (..., 3), red, green, blue.
+    """
+    colours = np.zeros((*target.shape, 3), np.uint8)
+    colours[target == MEMBRANE] = 255
+    colours[target == UNKNOWN] = _UNKNOWN_COLOUR
+    return colours
 
 
 def shown_grey(raw: NDArray[Any]) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ membrane between close cells up to eleven-fold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, log, sqrt
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.geometry.boxes import Box
+from tessera.images.targets import CELL, MEMBRANE, UNKNOWN
 
 # Border terms below this fraction of w0 are set to 0, which bounds how far a cell reaches.
 NEGLIGIBLE = 1e-6
+CLASSES = (MEMBRANE, CELL)
 
 
 def border_weights(
@@ -44,37 +47,43 @@ def border_weights(
 
     Source: Ronneberger, Fischer and Brox 2015, section 3, equation 2 (w0 = 10, sigma about 5 pixels).
     """
-    _check(labels, 2, w0, sigma_px)
+    _check(labels, w0, sigma_px)
     cells = labels > 0
     return _class_map(cells, class_balance) + _border_term(cells, w0, sigma_px)
 
 
-def border_weights_of_sections(
-    labels: NDArray[Any], w0: float = 10.0, sigma_px: float = 5.0, class_balance: bool = False
-) -> NDArray[np.float32]:
-    """`border_weights` of every section of a stack; classes are balanced over the whole stack.
+def weights_of_targets(
+    targets: Sequence[NDArray[np.uint8]], w0: float = 10.0, sigma_px: float = 5.0, class_balance: bool = False
+) -> tuple[NDArray[np.float32], ...]:
+    """The weight maps of sections whose pixels are not all known: 0 on unknown pixels, `border_weights` elsewhere.
 
-    The paper balances the frequencies of "the training data set": balancing each section alone would make the same
-    membrane weigh differently from one section to the next.
+    Unknown pixels are no cell and count in neither class. So a membrane pixel whose second cell was not annotated
+    weighs what the next known cell makes of it, which is less, never more. Pieces of one cell with unknown pixels
+    between them are two cells, as at the true edge of a section: it raises known membrane beside the gap, within the
+    reach of both pieces. To join all cells that meet unknown area instead would take the border from most membrane of a
+    small annotated patch, where nearly every cell meets it.
 
     Args:
-      labels: integer or bool, (z, y, x); above 0 is cell, 0 is membrane.
+      targets: uint8, (y, x), of one extent or several: `MEMBRANE`, `CELL` or `UNKNOWN`.
       w0: height of the border term.
       sigma_px: its width, pixels.
-      class_balance: weigh the two classes alike.
+      class_balance: weigh the two classes alike, over the known pixels of all sections together, as in the paper.
 
     Returns:
-      float32, (z, y, x).
+      float32, (y, x), one per section.
 
     Raises:
-      ValueError: labels are not 3D integers, w0 is negative, or sigma is not positive.
+      ValueError: w0 is negative, or sigma is not positive.
     """
-    _check(labels, 3, w0, sigma_px)
-    cells = labels > 0
-    weights = _class_map(cells, class_balance)
-    for z, section in enumerate(cells):
-        weights[z] += _border_term(section, w0, sigma_px)
-    return weights
+    of_membrane, of_cell = 1.0, 1.0
+    if class_balance:
+        of_membrane, of_cell = class_weights(*(sum(int(np.count_nonzero(t == c)) for t in targets) for c in CLASSES))
+    maps = []
+    for target in targets:
+        cells = target == CELL
+        classes = np.where(cells, np.float32(of_cell - 1), np.float32(of_membrane - 1))
+        maps.append(np.where(target == UNKNOWN, np.float32(0), border_weights(cells, w0, sigma_px) + classes))
+    return tuple(maps)
 
 
 def class_weights(membrane_pixels: int, cell_pixels: int) -> tuple[float, float]:
@@ -143,11 +152,10 @@ def _components(cells: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[Box]]
     return names, [Box((y, x), (y + height, x + width)) for y, x, height, width in corners]
 
 
-def _check(labels: NDArray[Any], ndim: int, w0: float, sigma_px: float) -> None:
-    if labels.ndim != ndim or labels.dtype.kind not in "iub":
-        axes = "(y, x)" if ndim == 2 else "(z, y, x)"
+def _check(labels: NDArray[Any], w0: float, sigma_px: float) -> None:
+    if labels.ndim != 2 or labels.dtype.kind not in "iub":
         raise ValueError(
-            f"labels are {labels.dtype} of shape {labels.shape}: border weights want integers {axes}, 0 on membrane; "
+            f"labels are {labels.dtype} of shape {labels.shape}: border weights want integers (y, x), 0 on membrane; "
             "probabilities would make every pixel a cell. Threshold them, or take one section."
         )
     if not (np.isfinite(w0) and w0 >= 0):

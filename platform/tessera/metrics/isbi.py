@@ -165,8 +165,14 @@ def score_section(
     cell_probability: NDArray[np.floating[Any]],
     truth: NDArray[Any],
     thresholds: Sequence[float] = THRESHOLDS,
+    known: NDArray[np.bool_] | None = None,
 ) -> SectionScores:
     """Score one section's cell probability at every threshold.
+
+    Where only part of a section is annotated, it is scored as if it ended where knowledge does: true segments, basins
+    and their flooding are those of the known pixels alone, and every score is restricted to them. So a section known
+    inside a rectangle scores as that rectangle cut out, and nothing predicted elsewhere matters. Flooding the whole
+    section instead would charge a proposal for joining, through unknown area, two known parts of what may be one cell.
 
     Thresholds and probabilities are compared in float32, so that a proposal scores the same in whichever precision it
     was kept. A binary proposal (0 and 1 only) needs `BINARY_THRESHOLDS` alone.
@@ -176,22 +182,25 @@ def score_section(
       truth: integer or bool, (y, x): > 0 inside cells; pixels <= 0 are membrane, which V_Rand, V_Info and the Rand
         error don't score. True segments are the 4-connected components of truth > 0, whatever their values.
       thresholds: ascending, each in [0, 1).
+      known: bool, (y, x), False where nobody annotated, whatever `truth` says there; None where all is known.
 
     Raises:
-      ValueError: wrong dtype, axes or range, shapes that differ, a truth without cells, or bad thresholds.
+      ValueError: wrong dtype, axes or range, shapes that differ, a truth without (known) cells, or bad thresholds.
     """
     _check_thresholds(thresholds)
     _check_proposal(cell_probability)
     _check_truth(truth, cell_probability.shape)
+    inside = np.ones(truth.shape, bool) if known is None else known
+    _check_known(inside, truth)
     probability = cell_probability.astype(np.float32)
-    true_segments = connected_cells(truth > 0)
+    true_segments = connected_cells((truth > 0) & inside)
     seen: dict[int, ThresholdScores] = {}  # the masks are nested, so that two of the same size are the same mask
     rows = []
     for threshold in thresholds:
-        cells = probability > np.float32(threshold)
+        cells = (probability > np.float32(threshold)) & inside
         size = int(np.count_nonzero(cells))
         if size not in seen:
-            seen[size] = _score_mask(cells, true_segments)
+            seen[size] = _score_mask(cells, true_segments, inside)
         rows.append(seen[size])
     return SectionScores(tuple(float(t) for t in thresholds), tuple(rows))
 
@@ -222,8 +231,8 @@ def connected_cells(cells: NDArray[np.bool_]) -> Segments:
     return segments
 
 
-def flood(basins: Segments) -> Segments:
-    """Grow the basins over everything else; where two meet, a one-pixel line stays 0.
+def flood(basins: Segments, inside: NDArray[np.bool_] | None = None) -> Segments:
+    """Grow the basins over everything else inside; where two meet, a one-pixel line stays 0.
 
     Vincent-Soille on a flat landscape: 4-connected, first in first out. skimage has one habit of its own: a flood may
     step over a line into a pocket behind it. Against the plain rule that moves the V_Rand of a noisy section by up to
@@ -231,8 +240,9 @@ def flood(basins: Segments) -> Segments:
 
     Args:
       basins: int32, (y, x), 0 = not a basin. Without any basin all of it stays 0.
+      inside: bool, (y, x), what may be flooded; everything by default.
     """
-    flooded: Segments = watershed(basins == 0, basins, connectivity=1, watershed_line=True)
+    flooded: Segments = watershed(basins == 0, basins, mask=inside, connectivity=1, watershed_line=True)
     return flooded
 
 
@@ -275,13 +285,13 @@ def _information_score(
     return 2 * (truth_entropy + proposal_entropy - joint_entropy) / (truth_entropy + proposal_entropy)
 
 
-def _score_mask(cells: NDArray[np.bool_], true_segments: Segments) -> ThresholdScores:
-    """Score one thresholded section."""
+def _score_mask(cells: NDArray[np.bool_], true_segments: Segments, inside: NDArray[np.bool_]) -> ThresholdScores:
+    """Score one thresholded section; nothing of `cells` and `true_segments` lies outside."""
     scored = true_segments > 0
     truth = true_segments[scored]
     basins = connected_cells(cells)
     return ThresholdScores(
-        flooded=agreement(truth, flood(basins)[scored]),
+        flooded=agreement(truth, flood(basins, inside)[scored]),
         basin_rand=agreement(truth, basins[scored]).v_rand,
         true_positive=int(np.count_nonzero(cells & scored)),
         false_positive=int(np.count_nonzero(cells & ~scored)),
@@ -353,4 +363,17 @@ def _check_truth(truth: NDArray[Any], shape: tuple[int, ...]) -> None:
         raise ValueError(
             "truth has no label > 0: only pixels inside cells are scored, so that nothing would be. Leave this "
             "section out, or check that cells and membrane are not swapped (cells are > 0)."
+        )
+
+
+def _check_known(known: NDArray[Any], truth: NDArray[Any]) -> None:
+    if known.dtype != np.bool_ or known.shape != truth.shape:
+        raise ValueError(
+            f"known is {known.dtype} of shape {known.shape} and truth has shape {truth.shape}: other pixels would be "
+            "left out. Give a bool for each pixel of truth, such as target != 255."
+        )
+    if not (known & (truth > 0)).any():
+        raise ValueError(
+            "truth has no label > 0 at a known pixel: only known pixels inside cells are scored, so that nothing would "
+            "be. Leave this section out, or annotate a cell in it."
         )

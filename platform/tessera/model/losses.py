@@ -15,9 +15,9 @@ from typing import Any
 
 from keras import ops
 
+from tessera.images.targets import UNKNOWN
+
 TINY = 1e-6
-UNKNOWN = 255
-"""The target value of a pixel that nobody annotated: it carries no loss."""
 
 
 def loss_sums(logits: Any, target: Any, weights: Any) -> Any:

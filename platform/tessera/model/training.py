@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.model.bundle import Contract, save_bundle
+from tessera.model.bundle import Contract, load_model, save_bundle
 from tessera.model.numerics import FLOAT32, Numerics, agreed, layers_of, switch_off_tf32, switch_on_determinism
 from tessera.model.optimiser import OptimiserSpec
 from tessera.model.predictor import Predict, valid_predict
@@ -99,6 +99,7 @@ def fit(
     on_checkpoint: Callable[[Snapshot], None],
     dice: float = 0.0,
     numerics: Numerics = FLOAT32,
+    start_from: Path | None = None,
     resume: Path | None = None,
 ) -> None:
     """Train until `plan.steps`, from the start or from a checkpoint.
@@ -113,13 +114,14 @@ def fit(
       on_checkpoint: receives a `Snapshot`; called on every worker at the same steps.
       dice: weight of soft Dice beside the cross-entropy.
       numerics: precision and determinism.
+      start_from: a bundle whose weights and frozen statistics the network begins with; optimiser and steps begin anew.
       resume: a folder that `Snapshot.save` filled; None starts afresh.
 
     Raises:
       DivergedError: the loss is not finite, on every worker at once; the step is named.
-      ValueError: the checkpoint is of another architecture.
+      ValueError: the checkpoint, or the bundle to start from, is of another architecture.
     """
-    trainer = _Trainer(spec, optimiser, plan, dice, numerics)
+    trainer = _Trainer(spec, optimiser, plan, dice, numerics, None if resume else start_from)
     first = trainer.restore(resume) if resume else 0
     log = _Log(plan, on_step, trainer.workers)
     recalled = min(first, trainer.memory)
@@ -140,7 +142,13 @@ class _Trainer:
     """Network, optimiser, average and one compiled step, inside a distribution strategy."""
 
     def __init__(
-        self, spec: UnetSpec, optimiser: OptimiserSpec, plan: FitPlan, dice: float, numerics: Numerics
+        self,
+        spec: UnetSpec,
+        optimiser: OptimiserSpec,
+        plan: FitPlan,
+        dice: float,
+        numerics: Numerics,
+        start_from: Path | None,
     ) -> None:
         # Ray's TensorFlow backend asks for Keras 2, which this project does not speak.
         os.environ.pop("TF_USE_LEGACY_KERAS", None)
@@ -160,6 +168,8 @@ class _Trainer:
 
             with layers_of(numerics.precision):
                 self.model = build_unet(spec, seed=plan.seed, synchronized=self.workers > 1)
+            if start_from is not None:  # before the average, which begins at the weights of this moment
+                _take_weights(self.model, start_from)
             self.optimizer = _make_optimizer(keras, optimiser, numerics)
             self.optimizer.build(self.model.trainable_variables)
         # What is validated and kept computes in float32, whatever the training does.
@@ -241,6 +251,19 @@ class _Averaged:
             measure_statistics(self._probe, self._forward, images)
             self._network.set_weights(self._probe.get_weights())
         return self._network
+
+
+def _take_weights(model: Any, bundle: Path) -> None:
+    """Give a network the weights of a bundle, the statistics of batch normalisation included."""
+    found = load_model(bundle).get_weights()
+    shapes, wanted = [tuple(w.shape) for w in found], [tuple(w.shape) for w in model.get_weights()]
+    if shapes != wanted:
+        differing = next((i for i, (a, b) in enumerate(zip(shapes, wanted, strict=False)) if a != b), len(wanted))
+        raise ValueError(
+            f"the bundle {bundle} holds {len(shapes)} arrays of weights and this network wants {len(wanted)}, of other "
+            f"shapes from number {differing} on: it would be another network. Train with its contract's network."
+        )
+    model.set_weights(found)
 
 
 def _make_optimizer(keras: Any, spec: OptimiserSpec, numerics: Numerics) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tessera.images.targets import UnknownLabel
 from tessera.storage.ome import OmeZarr
 
 Engine = Literal["ray", "serial"]
@@ -103,6 +104,15 @@ class TrackedOutputSettings(OutputSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_layout("block", self.block)
+
+
+def check_unknown_label(name: str, value: UnknownLabel) -> None:
+    """Refuse 0 as the label of unknown pixels: it says membrane, or with inverted labels cell."""
+    if value == 0:
+        raise ValueError(
+            f"{name}=0: 0 is membrane already, or cell in inverted labels. Give unannotated pixels a value of their "
+            "own, such as 255, and membrane 0."
+        )
 
 
 def check_layout(name: str, value: tuple[int, int, int] | None) -> None:

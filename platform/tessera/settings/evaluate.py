@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tessera.settings.common import StorageSettings, TrackingSettings
+from tessera.images.targets import UnknownLabel
+from tessera.settings.common import StorageSettings, TrackingSettings, check_unknown_label
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class EvaluateSettings:
       sections: which sections to score, such as 24-29; null takes all valid ones.
       threshold: the frozen threshold whose scores come first; null takes the one chosen in training.
       invert_labels: true where the labels say 0 for cell and anything else for membrane.
+      unknown_label: the labels' value for pixels that nobody annotated, which are not scored: a number, or largest for
+        the greatest of the labels' type, as in CREMI; null where all is annotated.
       cells: the label volume that `tessera segment` wrote, to be shown beside the truth in the run's pictures.
       tracking: where MLflow keeps the run.
       storage: how volumes in object stores are reached.
@@ -27,6 +30,7 @@ class EvaluateSettings:
     sections: str | None = None
     threshold: float | None = None
     invert_labels: bool = False
+    unknown_label: UnknownLabel = None
     cells: str | None = None
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
@@ -37,3 +41,4 @@ class EvaluateSettings:
                 raise ValueError(f"{name} is not given. Try --{name} {example}.")
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold} is no probability below 1. Try 0.5.")
+        check_unknown_label("unknown_label", self.unknown_label)

@@ -10,10 +10,11 @@ from typing import Literal
 from tessera.images.augment import Augmentation
 from tessera.images.normalise import Rule
 from tessera.images.symmetries import SymmetryCount
+from tessera.images.targets import UnknownLabel
 from tessera.model.numerics import Numerics
 from tessera.model.optimiser import OptimiserSpec
 from tessera.model.spec import UnetSpec
-from tessera.settings.common import TrackingSettings
+from tessera.settings.common import TrackingSettings, check_unknown_label
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,18 @@ class DataSettings:
       labels_are: mask where labels have two values, 0 for membrane and one for cell; instances where each cell has an
         id of its own, above 0.
       invert_labels: true where a mask says 0 for cell and the other value for membrane.
+      unknown_label: the value of pixels that nobody annotated, which are neither learned from nor scored: a number
+        beside a mask's two, or largest for the greatest of the labels' type, as in CREMI; null where all is annotated.
     """
 
     train: list[AnnotatedSections] = field(default_factory=list)
     validation: list[AnnotatedSections] = field(default_factory=list)
     labels_are: Literal["mask", "instances"] = "mask"
     invert_labels: bool = False
+    unknown_label: UnknownLabel = None
 
     def __post_init__(self) -> None:
+        check_unknown_label("data.unknown_label", self.unknown_label)
         if bool(self.train) != bool(self.validation):
             raise ValueError(
                 "data.train and data.validation must both be given or both be empty: without held-out sections no "
@@ -156,6 +161,10 @@ class TrainSettings:
       name: of the run; its folder is TESSERA_HOME/runs/NAME; null makes one from the time.
       refit: name of a finished run of the same settings but for the seed: learn from its training and validation
         sections together, with its threshold frozen and nothing chosen.
+      start_from: models:/NAME/VERSION or the folder of a bundle, whose weights training begins with instead of random
+        ones; the network must be the same but for padding and dropout, and wants a smaller learning rate.
+      keep_normalisation: with start_from, true keeps that model's mean and spread of grey values; false takes those of
+        the new sections, which fits another microscope better.
       data: what is learned from and what is held out.
       normalisation: global takes one mean and spread for all voxels; per_section first brings each section to a common
         scale by percentiles of its own grey values, for volumes whose sections drift in brightness or contrast.
@@ -174,6 +183,8 @@ class TrainSettings:
 
     name: str | None = None
     refit: str | None = None
+    start_from: str | None = None
+    keep_normalisation: bool = False
     data: DataSettings = field(default_factory=DataSettings)
     normalisation: Rule = "global"
     network: UnetSpec = field(default_factory=lambda: UnetSpec(12, 3, "same", batch_norm=True, dropout=0.0))
@@ -204,6 +215,11 @@ class TrainSettings:
                 f"replicas would take different numbers of samples. Try batch={legal}."
             )
         self._check_names()
+        if self.keep_normalisation and self.start_from is None:
+            raise ValueError(
+                "keep_normalisation=true without start_from: there is no model whose statistics could be kept. Give "
+                "--start_from models:/NAME/1, or leave it false."
+            )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} does not fit the generators of initial weights: give 0 to 2^32 - 1.")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tessera.tracking.pages import link_to, run_address
+from tessera.tracking.pages import link_to, run_address, with_link
 from tessera.tracking.runs import Tracker
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
@@ -63,6 +63,33 @@ def _describe(tracker: Tracker, model_uri: str) -> None:
     _, name, version = model_uri.split("/")
     use = f"`tessera predict --model {model_uri} --volume RAW --output MEMBRANES`"
     client.update_model_version(name, version, f"Membrane probability of raw sections: {use}. Trained by {trained}.")
+
+
+def tell_descendant(tracker: Tracker, model_uri: str) -> None:
+    """Let a registered version's page lead to a run that started from it; a bundle's folder is in no registry.
+
+    Telling again changes nothing.
+    """
+    from mlflow import MlflowClient
+
+    if not model_uri.startswith("models:/"):
+        return
+    client = MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+    name, version = _registered(client, model_uri)
+    run = client.get_run(tracker.run_id).info
+    link = link_to(run.run_name, run_address(run.experiment_id, run.run_id))
+    told = client.get_model_version(name, version).description or ""
+    client.update_model_version(name, version, with_link(told, "fine-tuned by", link))
+    client.set_model_version_tag(name, version, f"tessera.fine_tuned_by.{run.run_id[:8]}", run.run_id)
+
+
+def _registered(client: Any, model_uri: str) -> tuple[str, str]:
+    """Name and version that models:/NAME/VERSION or models:/NAME@ALIAS stands for at this moment."""
+    name, _, version = model_uri.removeprefix("models:/").partition("/")
+    if "@" in name:
+        name, _, alias = name.partition("@")
+        version = client.get_model_version_by_alias(name, alias).version
+    return name, str(version)
 
 
 def _version(tracker: Tracker, name: str, info: Any) -> str:

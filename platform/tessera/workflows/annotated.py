@@ -7,6 +7,8 @@ that can be wrong with them is said before a worker starts.
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -18,12 +20,15 @@ from numpy.typing import NDArray
 from tessera.geometry.boxes import Box
 from tessera.images.levels import check_levels, grey_levels, sampled_voxels
 from tessera.images.neighbours import neighbours_of
+from tessera.images.targets import CELL, MEMBRANE, UNKNOWN, UnknownLabel, target_of_labels, unknown_value
 from tessera.settings.places import input_path
 from tessera.settings.sections import parse_sections
 from tessera.settings.train import AnnotatedSections, DataSettings
 from tessera.storage.identity import fingerprint
 from tessera.storage.volumes import Volume
 from tessera.workflows.outputs import open_finished
+
+_log = logging.getLogger(__name__)
 
 MOST_MEMBRANE = 0.5
 
@@ -34,7 +39,7 @@ class AnnotatedSet:
 
     Attributes:
       raw: one (y, x) array per section, of the volumes' dtype.
-      membrane: uint8, (y, x), per section: 1 membrane, 0 cell.
+      membrane: uint8, (y, x), per section: 1 membrane, 0 cell, 255 unknown (images/targets.py).
       names: volume and section number, for messages and pictures.
       dtype: of the raw volumes.
       voxel_size_nm: z, y, x.
@@ -117,18 +122,20 @@ def _load_one(chosen: AnnotatedSections, data: DataSettings, input_sections: int
     seen = [neighbours_of(z, input_sections, volume.shape[0], volume.invalid_sections) for z in sections]
     raw = {z: _section_of(volume, z) for z in dict.fromkeys([*sections, *chain(*seen)])}
     values = [labels.read(box)[0] for box in boxes]
+    targets = [target_of_labels(one, invert=data.invert_labels, unknown=data.unknown_label) for one in values]
     if data.labels_are == "mask":
-        check_mask_values(values, labels.url)
-    cells = [cells_of_labels(one, invert=data.invert_labels) for one in values]
-    check_membrane_share(cells, labels.url)
+        check_mask_values(values, labels.url, data.unknown_label)
+    check_membrane_share(targets, labels.url)
+    names = [f"{volume.url.rsplit('/', 1)[-1]} section {z}" for z in sections]
+    kept = annotated_ones(targets, names)
     return AnnotatedSet(
-        raw=tuple(raw[z] for z in sections),
-        membrane=tuple((~cell).astype(np.uint8) for cell in cells),
-        names=tuple(f"{volume.url.rsplit('/', 1)[-1]} section {z}" for z in sections),
+        raw=tuple(raw[sections[i]] for i in kept),
+        membrane=tuple(targets[i] for i in kept),
+        names=tuple(names[i] for i in kept),
         dtype=str(volume.dtype),
         voxel_size_nm=volume.voxel_size_nm,
         fingerprint=fingerprint(volume, [_section_box(volume, z) for z in raw]) + fingerprint(labels, boxes),
-        neighbours=tuple(np.stack([raw[z] for z in stack]) for stack in seen) if input_sections > 1 else (),
+        neighbours=tuple(np.stack([raw[z] for z in seen[i]]) for i in kept) if input_sections > 1 else (),
     )
 
 
@@ -142,6 +149,20 @@ def check_neighbour_levels(training: AnnotatedSet) -> None:
         half = len(stack) // 2
         levels = {k - half: grey_levels(sampled_voxels(section)) for k, section in enumerate(stack)}
         check_levels(levels, f"the neighbours of {name} (0 is itself)")
+
+
+def check_scorable(held_out: AnnotatedSet) -> None:
+    """Refuse held-out sections in which no cell is known: scores compare cells, and no threshold could be chosen.
+
+    Raises:
+      ValueError: names them.
+    """
+    bare = [name for name, target in zip(held_out.names, held_out.membrane, strict=True) if not (target == CELL).any()]
+    if bare:
+        raise ValueError(
+            f"no pixel of {', '.join(bare)} is known to be cell: scores compare cells, so that no threshold could be "
+            "chosen there. Annotate some, or leave it out of data.validation."
+        )
 
 
 def _section_box(volume: Volume, z: int) -> Box:
@@ -158,21 +179,16 @@ def _section_of(volume: Volume, z: int) -> NDArray[Any]:
     return section
 
 
-def cells_of_labels(labels: NDArray[Any], *, invert: bool = False) -> NDArray[np.bool_]:
-    """Where labels say cell: every value but 0; with `invert`, the other way round.
+def annotated_ones(targets: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> list[int]:
+    """Positions of the sections in which something is known; the others are left out aloud.
 
-    Raises:
-      ValueError: the labels are not whole numbers.
+    >>> annotated_ones([np.uint8([[0, 255]]), np.uint8([[255, 255]])], ["a", "b"])
+    [0]
     """
-    if labels.dtype.kind not in ("b", "u", "i"):
-        raise ValueError(
-            f"labels of dtype {labels.dtype} are not whole numbers: labels are names, not amounts. "
-            "Save them as uint8 with 0 for membrane and 255 for cell."
-        )
-    if labels.dtype.kind == "i" and labels.min() < 0:
-        raise ValueError(f"labels hold negative values, the least is {labels.min()}: 0 is membrane, above 0 is cell.")
-    cells: NDArray[np.bool_] = (labels != 0) != invert
-    return cells
+    kept = [i for i, target in enumerate(targets) if (target != UNKNOWN).any()]
+    for i in sorted(set(range(len(targets))) - set(kept)):
+        _log.warning("%s is left out: every pixel of it has the label that means unknown", names[i])
+    return kept
 
 
 def check_is_labels(labels: Volume) -> None:
@@ -188,39 +204,65 @@ def check_is_labels(labels: Volume) -> None:
         )
 
 
-def check_mask_values(sections: Sequence[NDArray[Any]], name: str) -> None:
-    """Refuse a mask of more values than 0 and one other: it may be a grey image, or instances.
+def check_mask_values(sections: Sequence[NDArray[Any]], name: str, unknown: UnknownLabel = None) -> None:
+    """Refuse a mask of more values than 0, one other and the one that means unknown: it may be grey, or instances.
 
     Raises:
-      ValueError: names the values found.
+      ValueError: names the values found, and those of few pixels with their number.
     """
-    found = sorted({int(value) for section in sections for value in np.unique(section)})
-    if len(found) > 2 or (len(found) == 2 and found[0] != 0):
-        shown = ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")
-        raise ValueError(
-            f"the labels {name} hold the values {shown}: a mask has two, 0 for membrane and one for cell. If each cell "
-            "has an id of its own, pass --data.labels_are instances; if this is a grey image, it is the wrong file."
-        )
+    counts: Counter[int] = Counter()
+    for section in sections:
+        values, pixels = np.unique(section, return_counts=True)
+        counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
+    left_out = unknown_value(sections[0].dtype, unknown)
+    found = sorted(set(counts) - {left_out})
+    if len(found) <= 2 and (len(found) < 2 or found[0] == 0):
+        return
+    shown = ", ".join(f"{value} ({counts[value]:,} px)" for value in found[:6]) + (", ..." if len(found) > 6 else "")
+    besides = "" if left_out is None else f" besides {left_out}, unknown"
+    ways = (
+        "If each cell has an id of its own, pass --data.labels_are instances; if a value means unknown, pass it as "
+        "--data.unknown_label; if this is a grey image, it is the wrong file."
+    )
+    raise ValueError(
+        f"the labels {name} hold the values {shown}{besides}: a mask has two, 0 for membrane and one for cell. {ways}"
+    )
 
 
-def check_membrane_share(cells: Iterable[NDArray[np.bool_]], name: str, switch: str = "--data.invert_labels") -> None:
+def check_membrane_share(targets: Iterable[NDArray[np.uint8]], name: str, switch: str = "--data.invert_labels") -> None:
     """Refuse labels of one class, and labels that look inverted; `switch` names the setting that inverts them.
+
+    A section of which a part is unknown may show one class alone, as strokes along membranes do, and which class
+    covers more of what is known then depends on what was drawn: only whole sections tell of inversion.
+
+    Args:
+      targets: of the chosen sections, (y, x).
+      name: of the labels, for messages.
+      switch: see above.
 
     Raises:
       ValueError: says which, and the setting that mends it.
     """
-    shares = [1.0 - float(cell.mean()) for cell in cells]
-    share = float(np.mean(shares))
-    if 1.0 in shares and share < 1.0:
+    counts = [(int(np.count_nonzero(t == MEMBRANE)), int(np.count_nonzero(t == CELL)), t.size) for t in targets]
+    membrane, cell = (sum(count[i] for count in counts) for i in (0, 1))
+    if not membrane + cell:
         raise ValueError(
-            f"the labels {name} hold only membrane in {shares.count(1.0)} of the chosen sections (the first is number "
-            f"{shares.index(1.0)} of the choice, counted from 0): was it never annotated? Leave it out of the sections."
+            f"the labels {name} are unknown at every pixel of the chosen sections: nothing can be learned or scored. "
+            "Choose sections that were annotated, or check which value means unknown."
         )
-    if share in (0.0, 1.0):
+    if not (membrane and cell):
         raise ValueError(
-            f"the labels {name} hold only {'membrane' if share else 'cell'} in the chosen sections: nothing can be "
-            "told apart. 0 must be membrane, any other value cell; check the label file and the sections."
+            f"the labels {name} hold only {'membrane' if membrane else 'cell'} in the chosen sections: nothing can be "
+            "told apart. 0 must be membrane, any other value but that for unknown cell; check the label file and the "
+            "sections."
         )
+    never = [i for i, (dark, _, size) in enumerate(counts) if dark == size]
+    if never:
+        raise ValueError(
+            f"the labels {name} hold only membrane in {len(never)} of the chosen sections (the first is number "
+            f"{never[0]} of the choice, counted from 0): was it never annotated? Leave it out of the sections."
+        )
+    share = float(np.mean([dark / size for dark, light, size in counts if dark + light == size] or [0.0]))
     if share > MOST_MEMBRANE:
         raise ValueError(
             f"membrane covers {share:.0%} of the labels {name}: are they inverted (0 = cell)? "

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tessera.images.quantise import dequantise
-from tessera.metrics.isbi import THRESHOLDS, IsbiScores, finish, score_section
+from tessera.images.targets import CELL, UNKNOWN, target_of_labels
+from tessera.metrics.isbi import THRESHOLDS, IsbiScores, SectionScores, finish, score_section
 from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.places import home, input_path
 from tessera.settings.sections import parse_sections
 from tessera.storage.volumes import Volume
 from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
-from tessera.workflows.annotated import cells_of_labels, check_is_labels, check_membrane_share
+from tessera.workflows.annotated import check_is_labels, check_membrane_share
 from tessera.workflows.outputs import open_finished
 from tessera.workflows.panels import SectionPanels
 from tessera.workflows.plain import plain
 from tessera.workflows.predict import KIND as PROBABILITY
 from tessera.workflows.segment import KIND as CELLS
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
@@ -35,9 +40,11 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     probability, labels = _opened(settings, settings.volume), _opened(settings, settings.labels)
     sections = _scored_sections(settings, probability, labels)
     # Refused before hours of scoring: against swapped labels every score is a number, and means nothing.
-    truth = (cells_of_labels(labels.section(z), invert=settings.invert_labels) for z in sections)
-    check_membrane_share(truth, labels.url, "--invert_labels")
-    panels = SectionPanels(probability, labels, _cells(settings, probability), settings.invert_labels)
+    check_membrane_share((_target(settings, labels, z) for z in sections), labels.url, "--invert_labels")
+    sections = _with_known_cells(settings, labels, sections)
+    panels = SectionPanels(
+        probability, labels, _cells(settings, probability), settings.invert_labels, settings.unknown_label
+    )
     result = scored(settings, probability, labels, sections)
     uri = tracking_uri(settings.tracking.uri, home())
     tags = {"tessera.workflow": "evaluate", "tessera.output": probability.url}
@@ -54,7 +61,7 @@ def scored(
 ) -> dict[str, Any]:
     """The scores as JSON values, the frozen threshold's first."""
     frozen = settings.threshold if settings.threshold is not None else probability.attributes.get("threshold")
-    scores = score_volume(probability, labels, sections, frozen, invert=settings.invert_labels)
+    scores = score_volume(settings, probability, labels, sections, frozen)
     # The maximum is that of published tables: over their thresholds, not over one that a user adds.
     published = replace(scores, rows=tuple(row for row in scores.rows if row.threshold in THRESHOLDS))
     return {
@@ -97,20 +104,39 @@ def _cells(settings: EvaluateSettings, probability: Volume) -> Volume | None:
 
 
 def score_volume(
-    probability: Volume, labels: Volume, sections: tuple[int, ...], frozen: float | None, *, invert: bool = False
+    settings: EvaluateSettings,
+    probability: Volume,
+    labels: Volume,
+    sections: tuple[int, ...],
+    frozen: float | None,
 ) -> IsbiScores:
-    """Score sections one at a time, at the published thresholds and the frozen one."""
+    """Score the known pixels of sections one at a time, at the published thresholds and the frozen one."""
     thresholds = tuple(sorted({*THRESHOLDS, *([float(frozen)] if frozen is not None else [])}))
-    return finish(
-        [
-            score_section(
-                1.0 - dequantise(probability.section(z)),
-                cells_of_labels(labels.section(z), invert=invert),
-                thresholds,
-            )
-            for z in sections
-        ]
-    )
+
+    def one(z: int) -> SectionScores:
+        target = _target(settings, labels, z)
+        return score_section(
+            1.0 - dequantise(probability.section(z)), target == CELL, thresholds, known=target != UNKNOWN
+        )
+
+    return finish([one(z) for z in sections])
+
+
+def _target(settings: EvaluateSettings, labels: Volume, z: int) -> NDArray[np.uint8]:
+    return target_of_labels(labels.section(z), invert=settings.invert_labels, unknown=settings.unknown_label)
+
+
+def _with_known_cells(settings: EvaluateSettings, labels: Volume, sections: tuple[int, ...]) -> tuple[int, ...]:
+    """The sections that can be scored; those chosen by number must all be."""
+    bare = [z for z in sections if not (_target(settings, labels, z) == CELL).any()]
+    if bare and settings.sections is not None:
+        raise ValueError(
+            f"sections {bare} of {labels.url} have no pixel that is known to be cell: only those are scored. Leave "
+            "them out of --sections."
+        )
+    if bare:
+        _log.warning("sections %s of %s are not scored: no pixel of them is known to be cell", bare, labels.url)
+    return tuple(z for z in sections if z not in bare)
 
 
 def _scored_sections(settings: EvaluateSettings, probability: Volume, labels: Volume) -> tuple[int, ...]:

@@ -6,15 +6,14 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tessera.geometry.boxes import Box
-from tessera.images.colours import label_colours, shown_grey
+from tessera.images.colours import label_colours, shown_grey, target_colours
 from tessera.images.quantise import dequantise
+from tessera.images.targets import UnknownLabel, target_of_labels
 from tessera.storage.locations import Url, place_of
 from tessera.storage.volumes import Volume, open_volume
-from tessera.workflows.annotated import cells_of_labels
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +30,14 @@ class SectionPanels:
       labels: the truth, of the same shape.
       cells: labels made from the probability, of the same shape.
       invert_labels: whether the truth's 0 is cell.
+      unknown_label: the truth's value for what nobody annotated.
     """
 
     probability: Volume
     labels: Volume
     cells: Volume | None = None
     invert_labels: bool = False
+    unknown_label: UnknownLabel = None
 
     def of(self, z: int) -> dict[str, NDArray[Any]]:
         """Panels of one section, in the probability's numbering, pixel for pixel."""
@@ -44,8 +45,9 @@ class SectionPanels:
         raw = _raw(self.probability, box)
         panels: dict[str, NDArray[Any]] = {} if raw is None else {"raw": shown_grey(raw)}
         panels["membrane probability"] = dequantise(self.probability.read(box)[0])
-        cells = cells_of_labels(self.labels.read(box)[0], invert=self.invert_labels)
-        panels["truth"] = (~cells).astype(np.float32)  # bright membrane, like the probability beside it
+        labels = self.labels.read(box)[0]
+        target = target_of_labels(labels, invert=self.invert_labels, unknown=self.unknown_label)
+        panels["truth"] = target_colours(target)  # bright membrane, like the probability beside it
         if self.cells is not None:
             panels["cells"] = label_colours(self.cells.read(box)[0])
         return panels

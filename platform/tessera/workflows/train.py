@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tessera import __version__
 from tessera.images.augment import Augmentation
-from tessera.images.colours import shown_grey
+from tessera.images.colours import shown_grey, target_colours
 from tessera.images.normalise import estimate
 from tessera.model.bundle import Contract, load_contract
 from tessera.settings.common import RunnerSettings
@@ -35,7 +35,8 @@ from tessera.storage.volumes import open_volume
 from tessera.tracking.models import register_bundle
 from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, check_tracking, tracked_run, tracking_uri
-from tessera.workflows.annotated import AnnotatedSet, check_neighbour_levels, load_annotated
+from tessera.workflows.annotated import AnnotatedSet, check_neighbour_levels, check_scorable, load_annotated
+from tessera.workflows.fine_tuning import inherit, parent_of, tell_parent
 from tessera.workflows.plain import plain
 from tessera.workflows.progress import following
 from tessera.workflows.synthetic import SyntheticVolumes, synthetic_volumes
@@ -84,9 +85,14 @@ def train(settings: TrainSettings) -> TrainResult:
     split, threshold = chosen_split(settings, prints)
     training = load(split.learned)
     contract = first_contract(settings, training)
+    parent = parent_of(settings)
+    if parent is not None:
+        contract = inherit(contract, parent, keep_normalisation=settings.keep_normalisation)
     check_turns(settings.augmentation, training.voxel_size_nm)
     if split.held_out:
-        _check_same_kind(contract, load(split.held_out))
+        held_out = load(split.held_out)
+        _check_same_kind(contract, held_out)
+        check_scorable(held_out)
     name = settings.name or time.strftime("train-%Y%m%d-%H%M%S")
     folder = home() / "runs" / name
     uri = tracking_uri(settings.tracking.uri, home())
@@ -98,8 +104,10 @@ def train(settings: TrainSettings) -> TrainResult:
         begun = {"run_id": run.run_id, "settings": plain(settings), "fingerprints": prints}
         (folder / RUN).write_text(json.dumps(begun, indent=2))
         _tell_lineage(run, settings, split, training.fingerprint, prints["validation"])
+        if parent is not None:
+            tell_parent(run, parent)
         contract = contract.with_training(threshold, run_id=run.run_id, run_name=name, refit_of=settings.refit)
-        checkpoint = _run_group(settings, split, contract, run, name)
+        checkpoint = _run_group(settings, split, contract, run, name, parent.bundle if parent else None)
         model_uri = register_bundle(run, checkpoint / "bundle", settings.register_as, _requirements())
         run.tags({"tessera.model": model_uri})
         bundle = folder / "bundle"  # its presence says that the run is finished: it comes last
@@ -273,13 +281,15 @@ def _earlier_run(folder: Path, settings: TrainSettings, prints: Mapping[str, str
     return str(earlier["run_id"])
 
 
-def _run_group(settings: TrainSettings, split: Split, contract: Contract, run: Tracker, name: str) -> Path:
+def _run_group(
+    settings: TrainSettings, split: Split, contract: Contract, run: Tracker, name: str, start_from: Path | None
+) -> Path:
     from tessera.engine.placement import train_share
     from tessera.engine.session import cluster_size, connected
     from tessera.engine.train import TrainGroup, run_group
 
     progress = home() / "runs" / name / PROGRESS
-    config = {"settings": settings, "split": split, "contract": contract}
+    config = {"settings": settings, "split": split, "contract": contract, "start_from": start_from}
     with connected():
         share = train_share(settings.resources.workers, settings.resources.use_gpu, cluster_size())
         group = TrainGroup(
@@ -325,6 +335,6 @@ def validation_picture(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
     panel = {
         "raw": shown_grey(arrays["raw"]),
         "membrane probability": arrays["probability"],
-        "truth": arrays["membrane"] * 1.0,
+        "truth": target_colours(arrays["membrane"]),
     }
     return contact_sheet([panel], [str(arrays["name"])])

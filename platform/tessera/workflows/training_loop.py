@@ -6,22 +6,24 @@ and the threshold is chosen on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.images.augment import rng_for, sample_crop, sample_on_one_thread
+from tessera.images.augment import Anchor, rng_for, sample_crop, sample_on_one_thread
 from tessera.images.symmetries import symmetries_of
-from tessera.images.weights import border_weights, class_weights
+from tessera.images.targets import CELL, UNKNOWN, KnownPixels, known_pixels
+from tessera.images.weights import weights_of_targets
 from tessera.metrics.isbi import finish, score_section
 from tessera.model.bundle import Contract
 from tessera.model.predictor import averaged, predict_middle
 from tessera.model.training import DivergedError, FitPlan, Snapshot, fit
-from tessera.settings.train import AnnotatedSections, LossSettings, TrainSettings
+from tessera.settings.train import AnnotatedSections, TrainSettings
 from tessera.storage.arrays import save_arrays
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
 
@@ -75,6 +77,7 @@ def training_loop(config: dict[str, Any]) -> None:
                 on_checkpoint=on_checkpoint,
                 dice=settings.loss.dice,
                 numerics=settings.numerics,
+                start_from=config["start_from"],
                 resume=resume,
             )
     except DivergedError as error:
@@ -103,10 +106,11 @@ class SamplingSource:
     Attributes:
       images: normalised float32, per section: (y, x), or (y, x, sections) for a 2.5D network.
       names: volume and number, per section, for messages.
-      membrane: uint8, (y, x): 1 membrane, 0 cell.
-      weights: float32, (y, x): the border weight map.
+      membrane: uint8, (y, x): 1 membrane, 0 cell, 255 unknown.
+      weights: float32, (y, x): the border weight map, 0 where unknown.
       settings: the run's.
       input_px: extent of a network input.
+      known: the pixels that samples are cut around; None where all are known, and samples are cut anywhere.
     """
 
     images: tuple[NDArray[np.float32], ...]
@@ -115,6 +119,7 @@ class SamplingSource:
     weights: tuple[NDArray[np.float32], ...]
     settings: TrainSettings
     input_px: int
+    known: KnownPixels | None = None
 
 
 def sampling_source(settings: TrainSettings, contract: Contract, training: AnnotatedSet) -> SamplingSource:
@@ -123,9 +128,12 @@ def sampling_source(settings: TrainSettings, contract: Contract, training: Annot
         images=tuple(_image(contract.normalisation.apply_to_sections(stack)) for stack in training.stacks),
         names=training.names,
         membrane=training.membrane,
-        weights=weight_maps(training.membrane, settings.loss),
+        weights=weights_of_targets(
+            training.membrane, settings.loss.w0, settings.loss.sigma_px, settings.loss.class_balance
+        ),
         settings=settings,
         input_px=settings.network.input_extent(settings.schedule.crop_px),
+        known=known_pixels(training.membrane),
     )
 
 
@@ -134,23 +142,10 @@ def _image(stack: NDArray[np.float32]) -> NDArray[np.float32]:
     return stack[0] if len(stack) == 1 else np.ascontiguousarray(np.moveaxis(stack, 0, -1))
 
 
-def weight_maps(membrane: Sequence[NDArray[np.uint8]], loss: LossSettings) -> tuple[NDArray[np.float32], ...]:
-    """The loss weight of every pixel; classes are balanced over all sections together, as in the paper."""
-    maps = [border_weights(1 - section, w0=loss.w0, sigma_px=loss.sigma_px) for section in membrane]
-    if loss.class_balance:
-        pixels = sum(section.size for section in membrane)
-        members = sum(int(section.sum()) for section in membrane)
-        of_membrane, of_cell = class_weights(members, pixels - members)
-        # Each map holds w_c = 1 so far.
-        extra = [np.where(one == 1, of_membrane - 1, of_cell - 1).astype(np.float32) for one in membrane]
-        maps = [border + balance for border, balance in zip(maps, extra, strict=True)]
-    return tuple(maps)
-
-
 def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
     """The training sample of one global index: a pure function of seed and index."""
     sample_on_one_thread()
-    rng, section = _drawn(source, index)
+    rng, section, anchor = _drawn(source, index)
     margin = (source.input_px - source.settings.schedule.crop_px) // 2
     image, target, weights = sample_crop(
         rng,
@@ -160,15 +155,23 @@ def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
         (source.input_px, source.input_px),
         source.settings.augmentation,
         margin,
+        anchor,
     )
     scored = slice(margin, source.input_px - margin)
     return {"image": image, "target": target[scored, scored], "weights": weights[scored, scored]}
 
 
-def _drawn(source: SamplingSource, index: int) -> tuple[np.random.Generator, int]:
-    """The generator of one sample, and the section that it drew first."""
+def _drawn(source: SamplingSource, index: int) -> tuple[np.random.Generator, int, Anchor | None]:
+    """The generator of one sample, and the section that it drew first.
+
+    Where little is annotated, most crops cut anywhere would hold nothing to learn from: there a known pixel is drawn,
+    each with the same chance, and the crop is cut around it.
+    """
     rng = rng_for(source.settings.seed, index)
-    return rng, int(rng.integers(len(source.images)))
+    if source.known is None:
+        return rng, int(rng.integers(len(source.images))), None
+    section, (y, x) = source.known.draw(rng)
+    return rng, section, Anchor(y, x, source.settings.schedule.crop_px / sqrt(2))
 
 
 def samples_of_step(source: SamplingSource, step: int) -> str:
@@ -192,12 +195,12 @@ class Validation:
 
 
 def validate(snapshot: Snapshot, contract: Contract, validation: AnnotatedSet) -> Validation:
-    """Score whole held-out sections, predicted and averaged as inference does, and keep the first for a picture."""
+    """Score the known pixels of held-out sections, predicted whole as inference does, and keep the first to look at."""
     predict = averaged(snapshot.predict(), symmetries_of(contract.symmetries))
     probabilities = [predict_middle(predict, stack, contract) for stack in validation.stacks]
     scores = finish(
         [
-            score_section(1.0 - probability, 1 - membrane)
+            score_section(1.0 - probability, membrane == CELL, known=membrane != UNKNOWN)
             for probability, membrane in zip(probabilities, validation.membrane, strict=True)
         ]
     )
