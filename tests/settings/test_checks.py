@@ -104,6 +104,12 @@ def _workers(batch: int, workers: int) -> TrainSettings:
         (lambda: TrainSettings(register_as="lab/unet"), r"register_as='lab/unet' is no name for a model"),
         (lambda: TrainSettings(seed=-1), r"seed=-1 does not fit .*give 0 to 2\^32 - 1"),
         (lambda: TrainSettings(seed=2**32), r"seed=4294967296 does not fit"),
+        (
+            lambda: TrainSettings(keep_normalisation=True),
+            r"keep_normalisation=true without start_from: there is no mod",
+        ),
+        (lambda: DataSettings(unknown_label=0), r"data\.unknown_label=0: 0 is membrane already.*such as 255"),
+        (lambda: EvaluateSettings("v", "l", unknown_label=0), r"^unknown_label=0: 0 is membrane already"),
     ],
 )
 def test_a_setting_that_would_fail_later_is_refused_at_once(make: Callable[[], Any], told: str) -> None:

@@ -10,7 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from tessera.images.colours import label_colours
+from tessera.images.colours import label_colours, target_colours
+from tessera.images.quantise import dequantise
+from tessera.metrics.isbi import finish, score_section
 from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.segment import SegmentSettings
 from tessera.storage.volumes import open_volume
@@ -50,7 +52,7 @@ def test_panels_show_the_same_voxels_of_every_volume(volumes: Path) -> None:
     assert list(panels) == ["raw", "membrane probability", "truth", "cells"]
     np.testing.assert_array_equal(panels["raw"], opened["raw"].array[PART][2])
     np.testing.assert_allclose(panels["membrane probability"] * 255, opened["p"].array[2], atol=1e-4)
-    np.testing.assert_array_equal(panels["truth"] == 1, opened["truth"].array[2] == 0)
+    np.testing.assert_array_equal(panels["truth"], target_colours((opened["truth"].array[2] == 0).astype(np.uint8)))
     np.testing.assert_array_equal(panels["cells"], label_colours(opened["cells"].array[2]))
 
 
@@ -85,3 +87,37 @@ def test_cells_of_another_volume_are_refused(volumes: Path, home: Path) -> None:
         evaluate(settings)
     with pytest.raises(ValueError, match="they were not cut from it"):
         evaluate(replace(settings, cells="p"))
+
+
+# Truth of which a part is unknown
+
+
+@pytest.fixture
+def sparse(volumes: Path) -> Path:
+    """The truth, known in a rectangle of section 0, at a membrane of section 1, and nowhere in section 2."""
+    truth = open_volume(volumes / "truth.zarr").array[:]
+    known = np.zeros(truth.shape, bool)
+    known[0, 4:30, 6:40] = known[1, 8:9, :20] = True
+    return put_volume(volumes / "sparse.zarr", np.where(known, truth, 99).astype(np.uint8), kind="labels")
+
+
+def test_known_pixels_alone_are_scored(volumes: Path, sparse: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "tessera"):
+        found = evaluate(EvaluateSettings("p", "sparse", unknown_label=99))
+    assert found["sections"] == [0]
+    assert "sections [1, 2] of " in caplog.text and "no pixel of them is known to be cell" in caplog.text
+    probability, truth = (open_volume(volumes / f"{name}.zarr").array[0, 4:30, 6:40] for name in ("p", "truth"))
+    rectangle = finish([score_section(1.0 - dequantise(probability), truth)])
+    assert found["by_threshold"] == rectangle.to_dict()["rows"]
+
+
+def test_sections_chosen_by_number_must_have_a_known_cell(sparse: Path) -> None:
+    with pytest.raises(ValueError, match=r"sections \[1, 2\] of .* have no pixel that is known to be cell.*Leave them"):
+        evaluate(EvaluateSettings("p", "sparse", "0-2", unknown_label=99))
+
+
+def test_pictures_show_what_nobody_annotated_in_a_colour_of_its_own(volumes: Path, sparse: Path) -> None:
+    opened = open_volume(volumes / "p.zarr"), open_volume(sparse)
+    truth = SectionPanels(*opened, unknown_label=99).of(0)["truth"]
+    coloured = np.ptp(truth.astype(int), axis=2) > 0
+    assert not coloured[4:30, 6:40].any() and coloured.sum() == coloured.size - 26 * 34
