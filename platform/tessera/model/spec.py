@@ -34,9 +34,12 @@ class UnetSpec:
 
     def __post_init__(self) -> None:
         if self.filters < 1:
-            raise ValueError(f"filters={self.filters}: a network needs at least one feature channel. Try 32.")
+            raise ValueError(
+                f"filters={self.filters}: a network needs at least one feature channel. The least is 1; try 32."
+            )
         if not 1 <= self.depth <= 6:
-            raise ValueError(f"depth={self.depth}: 1 to 6 poolings are supported (the paper has 4). Try 4.")
+            legal = min(max(self.depth, 1), 6)
+            raise ValueError(f"depth={self.depth}: 1 to 6 poolings are supported (the paper has 4). Try {legal}.")
         if self.padding not in ("valid", "same"):
             raise ValueError(f"padding={self.padding!r} is unknown. Try 'valid' or 'same'.")
         if not 0.0 <= self.dropout < 1.0:
