@@ -40,7 +40,7 @@ def target_of_labels(labels: NDArray[Any], *, invert: bool = False, unknown: Unk
       ValueError: the labels are not whole numbers, hold negative ones or the largest uint64 undeclared, or cannot hold
         `unknown`.
     """
-    if labels.dtype.kind not in "bui":
+    if labels.dtype.kind not in ("b", "u", "i"):
         raise ValueError(
             f"labels of dtype {labels.dtype} are not whole numbers: labels are names, not amounts. "
             "Save them as uint8 with 0 for membrane and 255 for cell."
