@@ -392,6 +392,14 @@ def test_known_parts_of_one_cell_may_be_joined_through_unknown_area():
     assert (whole["v_rand"], whole["rand_error"], whole["pixel_error"]) == (1, 0, 0)
 
 
+def test_no_flood_passes_through_unknown_area():
+    known = np.array([[True, True, False, True, True]])
+    probability = np.array([[1.0, 1.0, 1.0, 0.0, 0.0]])
+    apart = finish([score_section(probability, np.ones((1, 5), int), (0.0,), known)]).at(0.0)
+    # The right part has no basin: two singletons, A = 1/4 + 1/4, B = AB = 1/4 + (1/2) / 4.
+    assert apart["v_rand"] == pytest.approx(2 * 0.375 / (0.5 + 0.375))
+
+
 def test_a_section_without_a_known_cell_is_an_error():
     with pytest.raises(ValueError, match=r"no label > 0 at a known pixel.*annotate a cell in it"):
         score_section(np.ones((1, 2)), np.array([[0, 1]]), known=np.array([[True, False]]))
