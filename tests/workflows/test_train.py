@@ -32,6 +32,7 @@ from tessera.storage.volumes import create_volume, update_attributes
 from tessera.tracking.runs import tracking_uri
 from tessera.workflows import train as workflow
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
+from tessera.workflows.models import find_model
 from tessera.workflows.train import TrainResult, first_contract, train
 from tessera.workflows.training_loop import make_sample, samples_of_step, sampling_source, validate
 
@@ -89,6 +90,9 @@ def test_training_from_a_cut_to_a_refit(
     result = train(_settings(volumes))
     assert result.run_id == begun, "an interrupted run goes on in its own MLflow run"
     _assert_the_run_holds_what_it_promises(result, home)
+    _assert_the_run_is_a_lab_notebook(
+        result, home, {"first_batch": [0], "validation": [12, 24], "threshold_curve": [24]}
+    )
     _assert_the_registered_model_predicts_what_the_bundle_does(result, home)
     with pytest.raises(FileExistsError, match=r"run tiny is finished.*give another --name"):
         train(_settings(volumes))
@@ -97,6 +101,7 @@ def test_training_from_a_cut_to_a_refit(
     two = train(_settings(volumes, name="two", resources=ResourceSettings(workers=2)))
     np.testing.assert_allclose(_losses(two.run_id, home), _losses(result.run_id, home), rtol=5e-3)
     _assert_the_same_network(two.bundle, result.bundle)
+    assert _pictures(two.run_id, home)["first_batch"] == [0]
 
 
 def _assert_the_same_network(bundle: Path, other: Path) -> None:
@@ -162,6 +167,32 @@ def _assert_the_run_holds_what_it_promises(result: TrainResult, home: Path) -> N
     assert contract.symmetries == 8, "prediction averages as the threshold's choice did"
 
 
+def _pictures(run_id: str, home: Path) -> dict[str, list[int]]:
+    """Steps by key of the pictures that MLflow shows over steps."""
+    files = MlflowClient(tracking_uri(None, home)).list_artifacts(run_id, "images")
+    found = [re.match(r"images/(\w+)\+step\+(\d+)\+.*\.png", file.path) for file in files]
+    steps: dict[str, list[int]] = {}
+    for one in filter(None, found):
+        steps.setdefault(one[1], []).append(int(one[2]))
+    return {key: sorted(found) for key, found in steps.items()}
+
+
+def _assert_the_run_is_a_lab_notebook(result: TrainResult, home: Path, pictures: dict[str, list[int]]) -> None:
+    client = MlflowClient(tracking_uri(None, home))
+
+    def steps(name: str) -> list[int]:
+        return [metric.step for metric in client.get_metric_history(result.run_id, name)]
+
+    shown = _pictures(result.run_id, home)
+    assert shown == pictures, "an interrupted run that goes on shows nothing twice"
+    for name in ("epoch", "samples_per_second", "learning_rate", "system/cpu_utilization_percentage"):
+        assert steps(name) == steps("loss"), name
+    assert steps("by_threshold/v_rand") == list(range(0, 101, 10))
+    tags = client.get_run(result.run_id).data.tags
+    assert {"tessera.command", "tessera.config_digest", "tessera.version"} <= set(tags)
+    assert find_model("models:/tessera-unet@champion", None).name == result.model_uri
+
+
 def _assert_the_registered_model_predicts_what_the_bundle_does(result: TrainResult, home: Path) -> None:
     import mlflow
 
@@ -195,7 +226,7 @@ def test_the_threshold_is_chosen_on_what_prediction_will_give(volumes: tuple[Pat
     for count, agrees in ((None, True), (1, False)):
         predict, _ = load_predictor(folder, count)  # type: ignore[arg-type]
         predicted = predict_volume(predict, held_out.raw[0][np.newaxis], contract)[0]
-        assert np.allclose(judged.arrays["probability"], predicted, atol=1e-6) == agrees
+        assert np.allclose(judged.arrays["probability"][0], predicted, atol=1e-6) == agrees
 
 
 def test_turns_of_oblong_voxels_are_refused_before_training(volumes: tuple[Path, Path], learned: AnnotatedSet) -> None:

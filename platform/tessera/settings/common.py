@@ -29,6 +29,19 @@ class TrackingSettings:
 
 
 @dataclass(frozen=True)
+class TrainingTrackingSettings(TrackingSettings):
+    """Where MLflow keeps a training, and what it keeps besides.
+
+    Args:
+      uri: tracking URI; null means the environment's MLFLOW_TRACKING_URI, else a SQLite file under TESSERA_HOME.
+      experiment: name of the experiment.
+      system_metrics: log processor, memory, network and GPUs of the first worker's node beside the loss.
+    """
+
+    system_metrics: bool = True
+
+
+@dataclass(frozen=True)
 class StorageSettings:
     """How object stores are reached; the rest is in the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tessera.images.normalise import Rule
 from tessera.images.phantom_options import PhantomOptions
-from tessera.settings.common import TrackingSettings
+from tessera.settings.common import TrainingTrackingSettings
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class DemoSettings:
     steps: int = 240
     phantom: PhantomOptions = field(default_factory=PhantomOptions)
     normalisation: Rule = "global"
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    tracking: TrainingTrackingSettings = field(default_factory=TrainingTrackingSettings)
 
     def __post_init__(self) -> None:
         if self.sections < 8 or self.size < 256:

@@ -14,7 +14,7 @@ from tessera.images.targets import UnknownLabel
 from tessera.model.numerics import Numerics
 from tessera.model.optimiser import OptimiserSpec
 from tessera.model.spec import UnetSpec
-from tessera.settings.common import TrackingSettings, check_unknown_label
+from tessera.settings.common import TrainingTrackingSettings, check_unknown_label
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class TrainSettings:
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     resources: ResourceSettings = field(default_factory=ResourceSettings)
     numerics: Numerics = field(default_factory=Numerics)
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    tracking: TrainingTrackingSettings = field(default_factory=TrainingTrackingSettings)
     register_as: str = "tessera-unet"
     seed: int = 2015
 

@@ -96,6 +96,7 @@ VIEWS = (
         (
             *_metrics("val_v_rand", "val_v_info", "val_threshold", "loss", "samples_per_second"),
             *_params("network.filters", "network.depth", "schedule.steps", "seed"),
+            "attributes.`Version`",
             "attributes.`Models`",
             "attributes.`Dataset`",
         ),

@@ -15,6 +15,7 @@ Panel = Mapping[str, NDArray[Any]]
 # A caption needs this much room: smaller panels are enlarged by a whole number, so that a pixel stays a square.
 _LEAST_PX = 256
 _GAP_PX, _HEAD_PX, _SIDE_PX, _DPI = 8, 28, 28, 100
+_CHARACTER_PX = 7  # of a row's title, on average
 
 
 def contact_sheet(rows: Sequence[Panel], titles: Sequence[str]) -> NDArray[np.uint8]:
@@ -63,9 +64,28 @@ def _captions(
         figure.text(x, 1 - _HEAD_PX / 2 / height, column, ha="center", va="center", fontsize=10)
     for i, title in enumerate(titles):
         y = 1 - (_HEAD_PX + i * step_y + panel[0] / 2) / height
-        figure.text(_SIDE_PX / 2 / width, y, title, ha="center", va="center", fontsize=9, rotation=90)
+        figure.text(
+            _SIDE_PX / 2 / width,
+            y,
+            fitting(title, panel[0] // _CHARACTER_PX),
+            ha="center",
+            va="center",
+            fontsize=9,
+            rotation=90,
+        )
     canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[:height, :width, :3].copy()  # type: ignore[no-untyped-call]
+
+
+def fitting(title: str, most: int) -> str:
+    """A title that does not run into the next row's: its end, where all of it is too long.
+
+    >>> fitting("raw.zarr section 8", 10)
+    '... tion 8'
+    >>> fitting("section 8", 10)
+    'section 8'
+    """
+    return title if len(title) <= most else f"... {title[-(most - 4) :]}"
 
 
 def png_bytes(image: NDArray[np.uint8]) -> bytes:

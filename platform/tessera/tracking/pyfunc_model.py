@@ -13,9 +13,9 @@ import mlflow
 import numpy as np
 from mlflow.pyfunc import PythonModel
 
-with warnings.catch_warnings():
-    # MLflow asks for type hints to guess a signature from; the bundle is logged with one.
-    warnings.simplefilter("ignore", UserWarning)
+# MLflow asks for type hints to guess a signature from, although the bundle is logged with one. It sets a filter of its
+# own meanwhile, so that ignoring is undone: the warning is caught instead.
+with warnings.catch_warnings(record=True):
 
     class BundleModel(PythonModel):
         """Predicts whole sections, mirrored at their edges, with the bundle's own normalisation and averaging."""

@@ -17,6 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tessera.tracking.pages import NOTE, experiment_tags, link_to, run_address, with_link
+from tessera.tracking.provenance import run_tags, without_passwords
 
 MAX_PARAM_LENGTH = 6000
 _URI_HINT = "Try null for a file under TESSERA_HOME, or http://HOST:5000 for a server that runs."
@@ -49,21 +50,30 @@ class Tracker:
         for name, value in values.items():
             _client(self.uri).set_tag(self.run_id, name, value)
 
-    def picture(self, key: str, image: NDArray[Any], step: int) -> None:
+    def picture(self, key: str, image: NDArray[Any], step: int, words: str = "last picture") -> None:
         """Log an RGB picture, uint8 (y, x, 3): MLflow shows it over steps, and the run's description links to the last.
 
-        Over steps it stands below all parameters and begins at step 0; the file of its own opens by itself.
+        `words` say in the description what the link leads to. Over steps the picture stands below all parameters and
+        begins at step 0; the file of its own opens by itself.
         """
         client, file = _client(self.uri), f"{key}.png"
         client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
         client.log_image(self.run_id, image, artifact_file=file)
         info = client.get_run(self.run_id).info
         address = run_address(info.experiment_id, info.run_id, f"artifacts/{file}")
-        _describe(client, info.run_id, "last picture", link_to(file, address))
+        _describe(client, info.run_id, words, link_to(file, address))
 
     def document(self, name: str, content: Mapping[str, Any]) -> None:
         """Log a JSON document."""
         _client(self.uri).log_dict(self.run_id, dict(content), name)
+
+    def text(self, name: str, content: str) -> None:
+        """Log a text file, such as a table as CSV."""
+        _client(self.uri).log_text(self.run_id, content, name)
+
+    def has_metric(self, name: str) -> bool:
+        """Whether a value of this name was logged, by an earlier try for instance."""
+        return name in _client(self.uri).get_run(self.run_id).data.metrics
 
     def dataset(self, name: str, fingerprint: str, context: str) -> None:
         """Tell which data the run read, by name and fingerprint."""
@@ -159,10 +169,11 @@ def tracked_run(
     client = _client(uri)
     if resume is None or not has_run(uri, resume):
         seen = {"mlflow.source.name": f"tessera {tags.get('tessera.workflow', '')}".strip(), **_user()}
-        tracker = _begin(uri, experiment, name, {**seen, **tags}, home)
+        tracker = _begin(uri, experiment, name, {**seen, **run_tags(params), **tags}, home)
         _log_params(tracker, params)
     else:
         client.update_run(resume, status="RUNNING")
+        _tell_other_code(client, resume, run_tags(params))
         tracker = Tracker(uri, resume)
     try:
         yield tracker
@@ -174,6 +185,14 @@ def tracked_run(
     if "tessera.error" in client.get_run(tracker.run_id).data.tags:  # of an earlier try
         client.delete_tag(tracker.run_id, "tessera.error")
     client.set_terminated(tracker.run_id, "FINISHED")
+
+
+def _tell_other_code(client: Any, run_id: str, now: Mapping[str, str]) -> None:
+    """Where a run goes on with other code than it began with, say with which: its first tags stay."""
+    begun = client.get_run(run_id).data.tags
+    for name in ("mlflow.source.git.commit", "tessera.dirty", "tessera.version"):
+        if name in now and now[name] != begun.get(name):
+            client.set_tag(run_id, f"tessera.resumed.{name.rsplit('.', 1)[-1]}", now[name])
 
 
 def _begin(uri: str, experiment: str, name: str, tags: Mapping[str, str], home: Path) -> Tracker:
@@ -226,7 +245,7 @@ def _user() -> dict[str, str]:
 def _log_params(tracker: Tracker, params: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
-    flat = [Param(key, value[:MAX_PARAM_LENGTH]) for key, value in flattened(params).items()]
+    flat = [Param(key, without_passwords(value)[:MAX_PARAM_LENGTH]) for key, value in flattened(params).items()]
     _client(tracker.uri).log_batch(tracker.run_id, params=flat)
 
 

@@ -17,6 +17,7 @@ from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.places import home, input_path
 from tessera.settings.sections import parse_sections
 from tessera.storage.volumes import Volume
+from tessera.tracking.curves import log_threshold_curve
 from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 from tessera.workflows.annotated import check_is_labels, check_membrane_share
@@ -171,6 +172,7 @@ def _log_scores(run: Tracker, result: dict[str, Any], probability: Volume) -> No
         if scores:
             run.metrics({f"{metric}_{name}": value for metric, value in scores.items()})
     run.document("scores.json", result)
+    log_threshold_curve(run, result["by_threshold"], (result["frozen_threshold"] or {}).get("threshold"))
     if probability.attributes.get("run_id"):
         run.link("predicted_by", probability.attributes["run_id"])
     trained = probability.attributes.get("model", {}).get("training_run_id")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tessera.geometry.boxes import Box
@@ -14,11 +16,14 @@ from tessera.images.quantise import dequantise
 from tessera.images.targets import UnknownLabel, target_of_labels
 from tessera.storage.locations import Url, place_of
 from tessera.storage.volumes import Volume, open_volume
+from tessera.workflows.annotated import AnnotatedSet
 
 _log = logging.getLogger(__name__)
 
 # A larger section is shown by its middle: pictures are for judging voxels, and a browser has to load them.
 LARGEST_PX = 1024
+# A training shows its sections at every checkpoint: few and small ones, for its picture is kept each time.
+VALIDATION_SECTIONS, VALIDATION_PX = 2, 512
 
 
 @dataclass(frozen=True)
@@ -73,3 +78,34 @@ def _raw(probability: Volume, box: Box) -> NDArray[Any] | None:
         _log.warning("the raw volume %s cannot be read any more: pictures go without it (%s)", name, error)
         return None
     return raw
+
+
+def validation_arrays(held_out: AnnotatedSet, probabilities: Sequence[NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
+    """The middles of the first and last held-out section: the same at every checkpoint, so that pictures show progress.
+
+    Args:
+      held_out: the sections.
+      probabilities: of each, float32, (y, x).
+
+    Returns:
+      `raw`, `probability` and `membrane`, (sections, y, x), and their `names`.
+    """
+    chosen = sorted({0, len(probabilities) - 1})[:VALIDATION_SECTIONS]
+    extents = [min(VALIDATION_PX, *(probabilities[i].shape[axis] for i in chosen)) for axis in (0, 1)]
+    kept = {"raw": held_out.raw, "probability": probabilities, "membrane": held_out.membrane}
+    stacks = {name: np.stack([_centre(sections[i], extents) for i in chosen]) for name, sections in kept.items()}
+    return {**stacks, "names": np.array([held_out.names[i] for i in chosen])}
+
+
+def validation_panels(arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+    """Raw, probability and truth of each section that `validation_arrays` kept."""
+    stacks = zip(arrays["raw"], arrays["probability"], arrays["membrane"], strict=True)
+    return [
+        {"raw": shown_grey(raw), "membrane probability": probability, "truth": target_colours(membrane)}
+        for raw, probability, membrane in stacks
+    ]
+
+
+def _centre(section: NDArray[Any], extents: Sequence[int]) -> NDArray[Any]:
+    y, x = ((whole - part) // 2 for whole, part in zip(section.shape, extents, strict=True))
+    return section[y : y + extents[0], x : x + extents[1]]

@@ -82,6 +82,8 @@ def predict(settings: PredictSettings) -> Place:
     with session(settings):
         claim_output(output, overwrite=settings.overwrite)
         with tracked_output(output, settings, {"tessera.model": model.name}) as run:
+            read = output.depends_on["input"]
+            run.dataset(read["path"], read["identity"], "prediction")
             run.uses_model(model.name)
             report = run_block_job(output, partial(make_block_worker, plan), settings)
             _record(run, plan, model, report)

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from tessera import __version__
 from tessera.images.augment import Augmentation
-from tessera.images.colours import shown_grey, target_colours
 from tessera.images.normalise import estimate
 from tessera.model.bundle import Contract, load_contract
 from tessera.settings.common import RunnerSettings
@@ -32,15 +31,19 @@ from tessera.settings.train import AnnotatedSections, DataSettings, TrainSetting
 from tessera.storage.arrays import load_arrays
 from tessera.storage.locations import place_of
 from tessera.storage.volumes import open_volume
+from tessera.tracking.champion import crown
+from tessera.tracking.curves import log_threshold_curve
 from tessera.tracking.models import register_bundle
 from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, check_tracking, tracked_run, tracking_uri
 from tessera.workflows.annotated import AnnotatedSet, check_neighbour_levels, check_scorable, load_annotated
 from tessera.workflows.fine_tuning import inherit, parent_of, tell_parent
+from tessera.workflows.first_batch import KEPT, show_first_batch
+from tessera.workflows.panels import validation_panels
 from tessera.workflows.plain import plain
 from tessera.workflows.progress import following
 from tessera.workflows.synthetic import SyntheticVolumes, synthetic_volumes
-from tessera.workflows.training_loop import VALIDATION, Split, training_loop
+from tessera.workflows.training_loop import CURVE, VALIDATION, Split, training_loop
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +101,7 @@ def train(settings: TrainSettings) -> TrainResult:
     uri = tracking_uri(settings.tracking.uri, home())
     check_tracking(uri)
     resume = _earlier_run(folder, settings, prints)
-    tags = {"tessera.workflow": "train", "tessera.folder": str(folder), "tessera.version": __version__}
+    tags = {"tessera.workflow": "train", "tessera.folder": str(folder)}
     with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=resume) as run:
         folder.mkdir(parents=True, exist_ok=True)
         begun = {"run_id": run.run_id, "settings": plain(settings), "fingerprints": prints}
@@ -108,8 +111,7 @@ def train(settings: TrainSettings) -> TrainResult:
             tell_parent(run, parent)
         contract = contract.with_training(threshold, run_id=run.run_id, run_name=name, refit_of=settings.refit)
         checkpoint = _run_group(settings, split, contract, run, name, parent.bundle if parent else None)
-        model_uri = register_bundle(run, checkpoint / "bundle", settings.register_as, _requirements())
-        run.tags({"tessera.model": model_uri})
+        model_uri = _conclude(run, settings, checkpoint, prints["validation"])
         bundle = folder / "bundle"  # its presence says that the run is finished: it comes last
         shutil.copytree(checkpoint / "bundle", bundle)
     return TrainResult(name, run.run_id, bundle, model_uri, load_contract(bundle))
@@ -124,6 +126,19 @@ def _tell_lineage(run: Tracker, settings: TrainSettings, split: Split, learned: 
     if settings.refit is not None:
         begun = json.loads((home() / "runs" / settings.refit / RUN).read_text())
         run.link("refit_of", begun["run_id"])
+
+
+def _conclude(run: Tracker, settings: TrainSettings, checkpoint: Path, held_out: str) -> str:
+    """Log the final scores, register the bundle and let it compete; returns its URI."""
+    final = load_contract(checkpoint / "bundle")
+    if (checkpoint / CURVE).exists():
+        rows = json.loads((checkpoint / CURVE).read_text())
+        log_threshold_curve(run, rows, final.threshold, settings.schedule.steps)
+    model_uri = register_bundle(run, checkpoint / "bundle", settings.register_as, _requirements())
+    run.tags({"tessera.model": model_uri})
+    score = final.training["validation"].get("v_rand_frozen")
+    _log.info("%s: %s", settings.register_as, crown(run.uri, model_uri, score, held_out))
+    return model_uri
 
 
 def check_turns(augmentation: Augmentation, voxel_size_nm: tuple[float, float, float]) -> None:
@@ -290,6 +305,7 @@ def _run_group(
 
     progress = home() / "runs" / name / PROGRESS
     config = {"settings": settings, "split": split, "contract": contract, "start_from": start_from}
+    config["first_batch"] = progress.parent / KEPT
     with connected():
         share = train_share(settings.resources.workers, settings.resources.use_gpu, cluster_size())
         group = TrainGroup(
@@ -305,7 +321,7 @@ def _run_group(
 
 
 def _tell(steps: int, line: Mapping[str, Any]) -> None:
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in line.items() if name != "step")
+    shown = ", ".join(f"{k} {v:.4g}" for k, v in line.items() if k not in ("step", "epoch") and "/" not in k)
     _log.info("step %d/%d: %s", line["step"], steps, shown)
 
 
@@ -326,15 +342,11 @@ def hear_report(run: Tracker, progress: Path, report: Mapping[str, Any], checkpo
     with progress.open("a") as file:
         file.write(json.dumps({"step": report["step"], **values}) + "\n")
     run.metrics(values, step=int(report["step"]))
+    show_first_batch(run, progress.parent)
     if checkpoint is not None and (checkpoint / VALIDATION).exists():
         run.picture("validation", validation_picture(load_arrays(checkpoint / VALIDATION)), int(report["step"]))
 
 
 def validation_picture(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
-    """Raw, probability and truth of the first validation section, side by side."""
-    panel = {
-        "raw": shown_grey(arrays["raw"]),
-        "membrane probability": arrays["probability"],
-        "truth": target_colours(arrays["membrane"]),
-    }
-    return contact_sheet([panel], [str(arrays["name"])])
+    """Raw, probability and truth of the same validation sections at every checkpoint, side by side."""
+    return contact_sheet(validation_panels(arrays), [str(name) for name in arrays["names"]])

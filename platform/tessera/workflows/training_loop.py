@@ -6,7 +6,8 @@ and the threshold is chosen on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.images.augment import Anchor, rng_for, sample_crop, sample_on_one_thread
+from tessera.images.augment import Anchor, draw_sampling_map, rng_for, sample_crop, sample_on_one_thread
 from tessera.images.symmetries import symmetries_of
 from tessera.images.targets import CELL, UNKNOWN, KnownPixels, known_pixels
 from tessera.images.weights import weights_of_targets
@@ -25,9 +26,12 @@ from tessera.model.predictor import averaged, predict_middle
 from tessera.model.training import DivergedError, FitPlan, Snapshot, fit
 from tessera.settings.train import AnnotatedSections, TrainSettings
 from tessera.storage.arrays import save_arrays
+from tessera.tracking.system import metered
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
+from tessera.workflows.first_batch import MOST_SHOWN, keeping_first
+from tessera.workflows.panels import validation_arrays
 
-VALIDATION = "validation.npz"
+VALIDATION, CURVE = "validation.npz", "by_threshold.json"
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ def training_loop(config: dict[str, Any]) -> None:
     def batches(first_step: int) -> Iterator[Mapping[str, NDArray[Any]]]:
         first, last = first_step * schedule.batch, schedule.steps * schedule.batch
         per_rank = schedule.batch // world
-        return sample_batches(make_sample, shared, first=first, last=last, rank=rank, world=world, batch_size=per_rank)
+        made = sample_batches(make_sample, shared, first=first, last=last, rank=rank, world=world, batch_size=per_rank)
+        return iter(made) if first_step else fed_first(made, shared, config["first_batch"], rank, world)
+
+    def on_step(values: Mapping[str, float]) -> None:
+        report({**values, "epoch": epochs(shared, values["step"]), **system()})
 
     def on_checkpoint(snapshot: Snapshot) -> None:
         if rank == 0:
@@ -67,13 +75,14 @@ def training_loop(config: dict[str, Any]) -> None:
 
     plan = FitPlan(schedule.steps, schedule.log_every, schedule.checkpoint_every, settings.seed)
     try:
-        with last_checkpoint() as resume:
+        watched = settings.tracking.system_metrics and rank == 0
+        with last_checkpoint() as resume, metered(on=watched) as system:
             fit(
                 batches,
                 settings.network,
                 settings.optimiser,
                 plan,
-                on_step=report,
+                on_step=on_step,
                 on_checkpoint=on_checkpoint,
                 dice=settings.loss.dice,
                 numerics=settings.numerics,
@@ -88,13 +97,14 @@ def judged(
     snapshot: Snapshot, contract: Contract, held_out: AnnotatedSet | None
 ) -> tuple[dict[str, float], Callable[[Path], None]]:
     """A snapshot's report, and the function that keeps it as a checkpoint, with its threshold and a picture."""
-    outcome = validate(snapshot, contract, held_out) if held_out else Validation(contract.threshold, {}, {})
+    outcome = validate(snapshot, contract, held_out) if held_out else Validation(contract.threshold, {}, {}, [])
     final = contract.with_training(outcome.threshold, steps=snapshot.step, validation=outcome.scores)
 
     def save(folder: Path) -> None:
         snapshot.save(folder, final)
         if outcome.arrays:
             save_arrays(folder / VALIDATION, outcome.arrays)
+            (folder / CURVE).write_text(json.dumps(outcome.by_threshold))
 
     return {"step": snapshot.step} | {f"val_{name}": value for name, value in outcome.scores.items()}, save
 
@@ -146,7 +156,7 @@ def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
     """The training sample of one global index: a pure function of seed and index."""
     sample_on_one_thread()
     rng, section, anchor = _drawn(source, index)
-    margin = (source.input_px - source.settings.schedule.crop_px) // 2
+    margin = _margin(source)
     image, target, weights = sample_crop(
         rng,
         source.images[section],
@@ -159,6 +169,11 @@ def make_sample(source: SamplingSource, index: int) -> dict[str, NDArray[Any]]:
     )
     scored = slice(margin, source.input_px - margin)
     return {"image": image, "target": target[scored, scored], "weights": weights[scored, scored]}
+
+
+def _margin(source: SamplingSource) -> int:
+    """Pixels on each side of a sample that are context alone."""
+    return (source.input_px - source.settings.schedule.crop_px) // 2
 
 
 def _drawn(source: SamplingSource, index: int) -> tuple[np.random.Generator, int, Anchor | None]:
@@ -174,6 +189,34 @@ def _drawn(source: SamplingSource, index: int) -> tuple[np.random.Generator, int
     return rng, section, Anchor(y, x, source.settings.schedule.crop_px / sqrt(2))
 
 
+def sampling_map_of(source: SamplingSource, index: int) -> NDArray[np.float32]:
+    """Where each pixel of a sample was read in its section, drawn as `make_sample` draws it; float32, (2, y, x)."""
+    rng, section, anchor = _drawn(source, index)
+    height, width = source.membrane[section].shape
+    crop = (source.input_px, source.input_px)
+    return draw_sampling_map(rng, (height, width), crop, source.settings.augmentation, _margin(source), anchor)
+
+
+def fed_first(
+    batches: Iterable[Mapping[str, NDArray[Any]]], source: SamplingSource, folder: Path, rank: int, world: int
+) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """A rank's batches from step 0 on, the first kept for the picture of what was fed."""
+    indices = range(rank, source.settings.schedule.batch, world)[: -(-MOST_SHOWN // world)]
+    maps = [sampling_map_of(source, index) for index in indices]
+    titles = [f"{source.names[_drawn(source, index)[1]]}, sample {index}" for index in indices]
+    return keeping_first(batches, folder, maps, titles, f"{rank}-of-{world}")
+
+
+def epochs(source: SamplingSource, step: float) -> float:
+    """How often as many pixels were scored as the sections learned from hold.
+
+    Samples are drawn with replacement and no pass over the sections ever ends, so steps count, and this only compares
+    runs of other batches and crops.
+    """
+    schedule = source.settings.schedule
+    return step * schedule.batch * schedule.crop_px**2 / sum(section.size for section in source.membrane)
+
+
 def samples_of_step(source: SamplingSource, step: int) -> str:
     """A sentence: which samples a step was fed on all workers together, and the section that each was cut from."""
     batch = source.settings.schedule.batch
@@ -187,15 +230,16 @@ def samples_of_step(source: SamplingSource, step: int) -> str:
 
 @dataclass(frozen=True)
 class Validation:
-    """What held-out sections say of a snapshot: the threshold they choose, its scores, and one section to look at."""
+    """What held-out sections say of a snapshot: a threshold, its scores, sections to look at, scores by threshold."""
 
     threshold: float | None
     scores: dict[str, float]
     arrays: dict[str, NDArray[Any]]
+    by_threshold: list[dict[str, float]]
 
 
 def validate(snapshot: Snapshot, contract: Contract, validation: AnnotatedSet) -> Validation:
-    """Score the known pixels of held-out sections, predicted whole as inference does, and keep the first to look at."""
+    """Score the known pixels of held-out sections, predicted whole as inference does, and keep some for a picture."""
     predict = averaged(snapshot.predict(), symmetries_of(contract.symmetries))
     probabilities = [predict_middle(predict, stack, contract) for stack in validation.stacks]
     scores = finish(
@@ -204,12 +248,7 @@ def validate(snapshot: Snapshot, contract: Contract, validation: AnnotatedSet) -
             for probability, membrane in zip(probabilities, validation.membrane, strict=True)
         ]
     )
-    arrays = {
-        "raw": validation.raw[0],
-        "probability": probabilities[0],
-        "membrane": validation.membrane[0],
-        "name": np.array(validation.names[0]),
-    }
     frozen = scores.robust_threshold
     told = {"threshold": frozen, "v_rand_frozen": scores.at(frozen)["v_rand"]}
-    return Validation(frozen, scores.best() | told, arrays)
+    arrays = validation_arrays(validation, probabilities)
+    return Validation(frozen, scores.best() | told, arrays, scores.to_dict()["rows"])
