@@ -61,8 +61,9 @@ def test_a_run_holds_a_picture_of_each_scored_section(volumes: Path, home: Path)
     client = MlflowClient(tracking_uri(None, home))
     run = client.search_runs([client.get_experiment_by_name("tessera").experiment_id], max_results=1)[0]
     names = [Path(file.path).name for file in client.list_artifacts(run.info.run_id, "images")]
-    full = [name for name in names if "compressed" not in name and name.endswith(".png")]
+    full = [name for name in names if name.startswith("section") and "compressed" not in name and name.endswith(".png")]
     assert len(full) == 2, names
+    assert {"by_threshold/v_rand", "by_threshold/pixel_error", "v_rand_frozen"} <= set(run.data.metrics)
     path = client.download_artifacts(run.info.run_id, f"images/{full[0]}", str(home))
     picture = np.asarray(Image.open(path).convert("RGB"))
     shown = SectionPanels(open_volume(volumes / "p.zarr"), open_volume(volumes / "truth.zarr")).of(1)["raw"]

@@ -17,6 +17,7 @@ from tessera.cli.main import main
 from tessera.geometry.blocks import BlockGrid
 from tessera.images.quantise import quantise
 from tessera.model.predictor import load_predictor, predict_volume
+from tessera.storage.identity import identity
 from tessera.storage.ledger import read_rows
 from tessera.storage.volumes import create_volume, open_volume
 from tessera.tracking.runs import tracking_uri
@@ -143,6 +144,9 @@ def test_lineage_is_followable_from_the_output_to_its_model(bundle: Path, volume
     assert run.info.status == "FINISHED"
     assert run.data.tags["tessera.output"].endswith("out.zarr")
     assert run.data.metrics["blocks"] == 8
+    (read,) = run.inputs.dataset_inputs
+    assert (read.dataset.name, read.tags[0].value) == ("raw.zarr", "prediction")
+    assert read.dataset.digest == identity(open_volume(volume))[:16]
 
 
 def test_a_full_disk_loses_nothing(

@@ -43,7 +43,7 @@ def log_threshold_curve(run: Tracker, rows: Sequence[Row], frozen: float | None,
     run.picture(FILE, draw_curve(rows, frozen), step, "scores against the threshold:")
     for row in rows:
         percent = 100 * row["threshold"]
-        if isclose(percent, round(percent), abs_tol=1e-6):  # MLflow's steps are whole numbers
+        if isclose(percent, round(percent), abs_tol=1e-4):  # steps are whole; the last threshold is just below 1
             run.metrics({f"{GROUP}/{name}": row[name] for name in DRAWN}, step=round(percent))
 
 
