@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from tessera.cli.suggestions import expectation, hints_of, is_settings
+from tessera.settings.keys import expectation, hints_of, is_settings
 
 
 def config_files(words: Sequence[str]) -> list[Path]:

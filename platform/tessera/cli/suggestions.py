@@ -7,11 +7,12 @@ recognised stays as it came.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable
+from dataclasses import fields
 from difflib import get_close_matches
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
+
+from tessera.settings.keys import expectation, hints_of, nearest
 
 _UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --([\w.+]+)")
 _UNKNOWN_WORD = re.compile(r"unrecognized arguments: (\S+)")
@@ -21,17 +22,6 @@ _MISSING_KEY_OF_ITEM = re.compile(r"the following arguments are required: (\w+)"
 _MISSING_VALUE = re.compile(r"argument --([\w.]+).*: expected one argument")
 _KEY = re.compile(r'Parser key "([\w.]+)"')
 _VALUE = tuple(map(re.compile, (r"Given value: (.*)", r"Got value: (.*)", r'Unable to load config "(.*)"')))
-_SCALARS = {
-    int: "a whole number, such as 4",
-    float: "a number, such as 0.5",
-    bool: "true or false",
-    str: 'text (a number as text is "7")',
-}
-_TUPLES: dict[tuple[Any, ...], str] = {
-    (int, int, int): "3 whole numbers, such as [16, 256, 256]",
-    (float, float, float): "3 numbers, such as [50, 4, 4]",
-    (int, int): "2 whole numbers, such as [3, 3]",
-}
 
 
 def explain(message: str, command: str, settings: type) -> str:
@@ -45,14 +35,14 @@ def explain(message: str, command: str, settings: type) -> str:
     """
     known = {"config": str, **dict(hints_of(settings))}
     if found := _UNKNOWN_OPTION.search(message):
-        return f"{command} has no option --{found[1]}. {_nearest(found[1], known, '--')}"
+        return f"{command} has no option --{found[1]}. {nearest(found[1], known, '--')}"
     if found := _UNKNOWN_WORD.search(message):
         first = next(field.name for field in fields(settings) if not field.kw_only)
         return f"{command} cannot tell what {found[1]} is: each value follows its option. Try --{first} {found[1]}."
     if found := _MISSING_VALUE.search(message):
         return f"--{found[1]} needs a value after it: give {expectation(known.get(found[1], str))}."
     if found := _UNKNOWN_KEY.search(message):
-        return f"{command} has no setting {found[1]}. {_nearest(found[1], known)}"
+        return f"{command} has no setting {found[1]}. {nearest(found[1], known)}"
     return _explain_value(message, known)
 
 
@@ -63,7 +53,7 @@ def _explain_value(message: str, known: dict[str, Any]) -> str:
         return message
     items = [name.removeprefix(f"{keys[0]}.") for name in known if name.startswith(f"{keys[0]}.")]
     if found := _UNKNOWN_KEY_OF_ITEM.search(message):
-        return f"an item of {keys[0]} has no setting {found[1]}. {_nearest(found[1], items)}"
+        return f"an item of {keys[0]} has no setting {found[1]}. {nearest(found[1], items)}"
     if found := _MISSING_KEY_OF_ITEM.search(message):
         return f"an item of {keys[0]} lacks {found[1]}: give each of them {', '.join(items)}."
     value = next((found[1] for pattern in _VALUE if (found := pattern.search(message))), None)
@@ -81,46 +71,3 @@ def nearest_command(message: str, commands: Iterable[str]) -> str:
         hint = f"Did you mean {near[0]}?" if near else f"There are {listed}."
         return f"{found[1]} is no command. {hint}"
     return f"no command is given: choose one of {listed}. `tessera train --help` lists the settings of one."
-
-
-def _nearest(refused: str, known: Collection[str], dashes: str = "") -> str:
-    last = refused.rsplit(".", 1)[-1]
-    by_last = {name.rsplit(".", 1)[-1]: name for name in reversed(list(known))}
-    near = get_close_matches(refused, known, n=1) or [by_last[k] for k in get_close_matches(last, by_last, n=1)]
-    return f"Did you mean {dashes}{near[0]}?" if near else "See --help for those there are."
-
-
-def expectation(hint: Any) -> str:
-    """What a setting of this type wants.
-
-    >>> expectation(tuple[int, int, int] | None), expectation(Literal["adam", "sgd"])
-    ('3 whole numbers, such as [16, 256, 256], or null', 'one of adam, sgd')
-    """
-    kinds = get_args(hint)
-    if NoneType in kinds:
-        return f"{' or '.join(expectation(kind) for kind in kinds if kind is not NoneType)}, or null"
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, kinds))}"
-    if get_origin(hint) is tuple:
-        return _TUPLES[kinds]
-    if get_origin(hint) is list:
-        return f"a list, each item with {', '.join(field.name for field in fields(kinds[0]))}"
-    if is_settings(hint):
-        return f"a group of {', '.join(field.name for field in fields(hint))}"
-    return _SCALARS[hint]
-
-
-def hints_of(settings: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of all settings with their types, those of list items included."""
-    hints = get_type_hints(settings)
-    for field in fields(settings):
-        hint = hints[field.name]
-        yield f"{prefix}{field.name}", hint
-        for inner in (hint, *get_args(hint)):
-            if is_settings(inner):
-                yield from hints_of(inner, f"{prefix}{field.name}.")
-
-
-def is_settings(kind: Any) -> bool:
-    """Whether a type is a group of settings."""
-    return isinstance(kind, type) and is_dataclass(kind)
