@@ -11,7 +11,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ from tessera.workflows.plain import plain
 from tessera.workflows.progress import following
 from tessera.workflows.synthetic import SyntheticVolumes, synthetic_volumes
 from tessera.workflows.training_loop import CURVE, VALIDATION, Split, training_loop
+from tessera.workflows.training_plan import Prepared, RunPlace
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +83,22 @@ def train(settings: TrainSettings) -> TrainResult:
       ValueError, OSError: something does not fit, before workers start.
       RuntimeError: training failed; the last checkpoint is kept under TESSERA_HOME/runs.
     """
+    ready = prepared(settings)
+    name = settings.name or time.strftime("train-%Y%m%d-%H%M%S")
+    place = RunPlace(home() / "runs" / name)
+    with fitted(ready, place) as (run, checkpoint):
+        model_uri = _conclude(run, settings, checkpoint, ready.prints["validation"])
+        bundle = place.folder / "bundle"  # its presence says that the run is finished: it comes last
+        shutil.copytree(checkpoint / "bundle", bundle)
+    return TrainResult(name, run.run_id, bundle, model_uri, load_contract(bundle))
+
+
+def prepared(settings: TrainSettings) -> Prepared:
+    """Look at settings and data together, before anything starts.
+
+    Raises:
+      ValueError, OSError: something does not fit.
+    """
     settings = with_absolute_data(settings)
     check_disjoint(settings.data)
     load = partial(load_for, settings)
@@ -96,25 +114,37 @@ def train(settings: TrainSettings) -> TrainResult:
         held_out = load(split.held_out)
         _check_same_kind(contract, held_out)
         check_scorable(held_out)
-    name = settings.name or time.strftime("train-%Y%m%d-%H%M%S")
-    folder = home() / "runs" / name
+    check_tracking(tracking_uri(settings.tracking.uri, home()))
+    return Prepared(settings, prints, split, contract.with_training(threshold), parent)
+
+
+@contextmanager
+def fitted(ready: Prepared, place: RunPlace) -> Iterator[tuple[Tracker, Path]]:
+    """Train, or go on with what was interrupted; the MLflow run and the last checkpoint's folder.
+
+    The run is FINISHED when the block ends.
+
+    Raises:
+      ValueError, OSError: the folder holds a finished run, or one of other settings.
+      RuntimeError: training failed; the last checkpoint is kept in the folder.
+    """
+    settings, name = ready.settings, place.folder.name
     uri = tracking_uri(settings.tracking.uri, home())
-    check_tracking(uri)
-    resume = _earlier_run(folder, settings, prints)
-    tags = {"tessera.workflow": "train", "tessera.folder": str(folder)}
+    resume = _earlier_run(place.folder, settings, ready.prints)
+    own = {"tessera.workflow": "train", "tessera.folder": str(place.folder), "tessera.version": __version__}
+    tags = {**own, **place.tags}
     with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=resume) as run:
-        folder.mkdir(parents=True, exist_ok=True)
-        begun = {"run_id": run.run_id, "settings": plain(settings), "fingerprints": prints}
-        (folder / RUN).write_text(json.dumps(begun, indent=2))
-        _tell_lineage(run, settings, split, training.fingerprint, prints["validation"])
-        if parent is not None:
-            tell_parent(run, parent)
-        contract = contract.with_training(threshold, run_id=run.run_id, run_name=name, refit_of=settings.refit)
-        checkpoint = _run_group(settings, split, contract, run, name, parent.bundle if parent else None)
-        model_uri = _conclude(run, settings, checkpoint, prints["validation"])
-        bundle = folder / "bundle"  # its presence says that the run is finished: it comes last
-        shutil.copytree(checkpoint / "bundle", bundle)
-    return TrainResult(name, run.run_id, bundle, model_uri, load_contract(bundle))
+        place.folder.mkdir(parents=True, exist_ok=True)
+        begun = {"run_id": run.run_id, "settings": plain(settings), "fingerprints": ready.prints}
+        (place.folder / RUN).write_text(json.dumps(begun, indent=2))
+        fingerprint = ready.contract.training["fingerprint"]
+        _tell_lineage(run, settings, ready.split, fingerprint, ready.prints["validation"])
+        if ready.parent is not None:
+            tell_parent(run, ready.parent)
+        contract = ready.contract.with_training(
+            ready.contract.threshold, run_id=run.run_id, run_name=name, refit_of=settings.refit
+        )
+        yield run, _run_group(ready, contract, run, place)
 
 
 def _tell_lineage(run: Tracker, settings: TrainSettings, split: Split, learned: str, held_out: str) -> None:
@@ -178,7 +208,7 @@ def chosen_split(settings: TrainSettings, prints: Mapping[str, str]) -> tuple[Sp
         raise FileNotFoundError(f"refit={settings.refit}: there is no finished run in {folder}. Train it first.")
     begun = json.loads((folder / RUN).read_text())
     earlier = begun["settings"]
-    _check_same_data(folder, begun, prints)
+    check_same_data(folder, begun, prints)
     # A recipe is chosen with one seed, and refitted with as many as its spread needs.
     same = {"name": None, "refit": None, "register_as": None, "tracking": None, "seed": None}
     if {**earlier, **same} != {**plain(settings), **same}:
@@ -266,7 +296,12 @@ def _check_same_kind(contract: Contract, validation: AnnotatedSet) -> None:
         )
 
 
-def _check_same_data(folder: Path, begun: Mapping[str, Any], prints: Mapping[str, str]) -> None:
+def check_same_data(folder: Path, begun: Mapping[str, Any], prints: Mapping[str, str]) -> None:
+    """Refuse to go on with what learned from other voxels.
+
+    Raises:
+      ValueError: names the parts of the data that changed.
+    """
     differing = [part for part in PARTS if begun["fingerprints"][part] != prints[part]]
     if differing:
         raise ValueError(
@@ -291,32 +326,37 @@ def _earlier_run(folder: Path, settings: TrainSettings, prints: Mapping[str, str
             f"run {folder.name} was begun with other settings ({folder / RUN}): resuming would mix them. "
             "Give another --name, or the same settings."
         )
-    _check_same_data(folder, earlier, prints)
+    check_same_data(folder, earlier, prints)
     _log.info("going on with the interrupted run %s", folder.name)
     return str(earlier["run_id"])
 
 
-def _run_group(
-    settings: TrainSettings, split: Split, contract: Contract, run: Tracker, name: str, start_from: Path | None
-) -> Path:
+def _run_group(ready: Prepared, contract: Contract, run: Tracker, place: RunPlace) -> Path:
     from tessera.engine.placement import train_share
     from tessera.engine.session import cluster_size, connected
     from tessera.engine.train import TrainGroup, run_group
 
-    progress = home() / "runs" / name / PROGRESS
-    config = {"settings": settings, "split": split, "contract": contract, "start_from": start_from}
-    config["first_batch"] = progress.parent / KEPT
+    progress = place.folder / PROGRESS
+    settings = ready.settings
+    config = {
+        "settings": settings,
+        "split": ready.split,
+        "contract": contract,
+        "start_from": ready.parent.bundle if ready.parent else None,
+        "first_batch": place.folder / KEPT,
+    }
     with connected():
-        share = train_share(settings.resources.workers, settings.resources.use_gpu, cluster_size())
+        cluster = place.cluster or cluster_size()
+        share = train_share(settings.resources.workers, settings.resources.use_gpu, cluster)
         group = TrainGroup(
-            name,
-            home() / "runs",
+            place.folder.name,
+            place.folder.parent,
             settings.resources.workers,
             share.cpus,
             use_gpu=share.gpu,
             max_failures=settings.resources.max_failures,
         )
-        with following(progress, partial(_tell, settings.schedule.steps)):
+        with following(progress, place.tell or partial(_tell, settings.schedule.steps)):
             return run_group(training_loop, config, group, partial(hear_report, run, progress))
 
 
