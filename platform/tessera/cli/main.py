@@ -26,6 +26,7 @@ from tessera.settings.predict import PredictSettings
 from tessera.settings.pyramid import PyramidSettings
 from tessera.settings.segment import SegmentSettings
 from tessera.settings.train import TrainSettings
+from tessera.settings.tune import TuneSettings
 
 _log = logging.getLogger("tessera")
 
@@ -55,6 +56,25 @@ def _train(settings: TrainSettings) -> str:
             f"bundle     {result.bundle}",
             f"threshold  {result.contract.threshold}",
             f"run        {result.run_id}",
+        ]
+    )
+
+
+def _tune(settings: TuneSettings) -> str:
+    from tessera.workflows.tune import tune
+
+    result = tune(settings)
+    states = [record.state for record in result.records]
+    failed = [f"trial {i} failed: {one.error}" for i, one in enumerate(result.records) if one.state == "failed"]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("finished", "stopped", "failed"))
+    return "\n".join(
+        [
+            f"best       trial {result.winner}: {settings.metric} {result.records[result.winner].score:.4f}",
+            f"searched   {', '.join(f'{key}={value}' for key, value in result.points[result.winner].items())}",
+            f"settings   {result.best}",
+            f"trials     {counts}",
+            f"run        {result.run_id}",
+            *failed,
         ]
     )
 
@@ -96,6 +116,7 @@ COMMANDS = {
     "segment": Command(SegmentSettings, _segment, "cut membrane probability into cells"),
     "evaluate": Command(EvaluateSettings, _evaluate, "score membrane probability against ground truth"),
     "pyramid": Command(PyramidSettings, _pyramid, "add coarser levels to a volume"),
+    "tune": Command(TuneSettings, _tune, "search for better training settings"),
     "demo": Command(DemoSettings, _demo, "run the whole main job on the synthetic volume"),
 }
 
