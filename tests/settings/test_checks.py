@@ -51,10 +51,6 @@ def _crop(crop: int, padding: str, depth: int) -> TrainSettings:
     return TrainSettings(network=UnetSpec(2, depth, padding), schedule=ScheduleSettings(crop_px=crop))  # type: ignore[arg-type]
 
 
-def _workers(batch: int, workers: int) -> TrainSettings:
-    return TrainSettings(schedule=ScheduleSettings(batch=batch), resources=ResourceSettings(workers=workers))
-
-
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -97,8 +93,10 @@ def _workers(batch: int, workers: int) -> TrainSettings:
         (lambda: UnetSpec(depth=0), r"depth=0: 1 to 6 poolings.*Try 1\."),
         (lambda: _crop(193, "same", 3), r"schedule\.crop_px: crop=193 px is illegal.*Try crop=192"),
         (lambda: _crop(390, "valid", 4), r"schedule\.crop_px: crop=390 px is illegal.*Try crop=388"),
-        (lambda: _workers(5, 2), r"schedule\.batch=5 cannot be shared evenly by 2 workers.*Try batch=4"),
-        (lambda: _workers(1, 4), r"schedule\.batch=1 cannot be shared evenly by 4 workers.*Try batch=4"),
+        (lambda: ResourceSettings(workers="4-2"), r"resources\.workers=4-2 must be .*a range such as 2-8"),
+        (lambda: ResourceSettings(workers="0-2"), r"resources\.workers=0-2 must be at least 1"),
+        (lambda: ResourceSettings(workers="many"), r"resources\.workers=many must be at least 1, or a range"),
+        (lambda: ResourceSettings(workers="2-8", resize_every_s=0), r"resize_every_s=0 must be above 0.*Try 60"),
         (lambda: TrainSettings(name="a b"), r"name='a b' becomes a folder.*Try membranes-1"),
         (lambda: TrainSettings(name=".."), r"name='\.\.' becomes a folder"),
         (lambda: TrainSettings(name="a/../../b"), r"becomes a folder"),
@@ -122,6 +120,14 @@ def test_a_setting_that_would_fail_later_is_refused_at_once(make: Callable[[], A
 
 def test_the_crop_that_a_refusal_names_is_legal() -> None:
     assert _crop(192, "same", 3).schedule.crop_px == 192 and _crop(388, "valid", 4).schedule.crop_px == 388
+
+
+@given(st.integers(1, 200), st.integers(1, 64))
+def test_no_multiple_of_the_workers_is_nearer_to_the_batch_than_the_rounded_one(batch: int, workers: int) -> None:
+    rounded = ScheduleSettings(batch=batch).batch_on(workers)
+    assert rounded >= workers and rounded % workers == 0
+    others = range(workers, 300, workers)
+    assert abs(rounded - batch) == min(abs(other - batch) for other in others)
 
 
 def test_settings_are_values(home: Path) -> None:

@@ -250,7 +250,7 @@ def test_the_samples_of_a_step_are_named_with_their_sections(volumes: tuple[Path
     flat = replace(learned, raw=tuple(np.full_like(raw, 50 * z) for z, raw in enumerate(learned.raw)))
     source = sampling_source(settings, first_contract(settings, learned), flat)
     greys = [float(image[0, 0]) for image in source.images]
-    told = samples_of_step(source, 2)
+    told = samples_of_step(source, 2, range(8, 12))
     assert told.startswith("Step 2 was fed samples 8 to 11: ")
     named = {}
     for part in told.removesuffix(".").split(": ")[1].split("; "):

@@ -40,7 +40,7 @@ def block_pool(workers: int, cluster: ClusterSize) -> WorkerPool:
     return WorkerPool(count, cpus=float(share), gpus=1.0 if 0 < count <= gpus else 0.0)
 
 
-_LEAST_CPUS = 0.5
+_LEAST_CPUS, _MOST_CPUS, _DATA_CPUS = 0.5, 8.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +51,78 @@ class TrainShare:
     gpu: bool
 
 
-def train_share(workers: int, use_gpu: Literal["auto", "yes", "no"], cluster: ClusterSize) -> TrainShare:
+def train_share(workers: tuple[int, int], use_gpu: Literal["auto", "yes", "no"], cluster: ClusterSize) -> TrainShare:
     """A training worker's share of a cluster, with CPUs left for Ray Data, which feeds it.
 
-    >>> train_share(1, "auto", ClusterSize(2, 0, 2)).cpus, train_share(2, "auto", ClusterSize(2, 0, 2)).cpus
+    >>> train_share((1, 1), "auto", ClusterSize(2, 0, 2)).cpus, train_share((2, 2), "auto", ClusterSize(2, 0, 2)).cpus
     (1.0, 0.5)
 
+    Args:
+      workers: the least and the greatest number; the least must fit now, the greatest may wait for nodes to come.
+      use_gpu: auto takes GPUs where there are enough for the least number.
+      cluster: as it is now.
+
     Raises:
-      ValueError: GPUs were asked for and are not there, or the workers can never run together.
+      ValueError: GPUs were asked for and are not there, or the workers can never run together; says how many fit.
     """
-    cpus, gpus = cluster.cpus, cluster.gpus
-    if use_gpu == "yes" and gpus < workers:
+    least, most = workers
+    _check_fit(least, use_gpu, cluster)
+    gpu = use_gpu != "no" and cluster.gpus >= least
+    if most > least:
+        return TrainShare(_elastic_cpus(workers, gpu, cluster), gpu)
+    for_data = max(_DATA_CPUS, cluster.cpus // 4)
+    return TrainShare(_bounded((cluster.cpus - for_data) / least, cluster), gpu)
+
+
+def _check_fit(workers: int, use_gpu: str, cluster: ClusterSize) -> None:
+    if use_gpu == "yes" and cluster.gpus < workers:
         raise ValueError(
-            f"use_gpu=yes with {workers} workers, but this cluster has {gpus:g} GPUs. "
+            f"use_gpu=yes with {workers} workers, but this cluster has {cluster.gpus:g} GPUs. "
             "Try --resources.use_gpu auto, or fewer workers."
         )
-    for_data = max(1.0, cpus // 4)
-    if workers * _LEAST_CPUS > cpus - 1.0:
-        most = int((cpus - 1.0) / _LEAST_CPUS)
+    if workers * _LEAST_CPUS > cluster.cpus - _DATA_CPUS:
+        most = int((cluster.cpus - _DATA_CPUS) / _LEAST_CPUS)
         raise ValueError(
-            f"workers={workers} is more than this cluster's {cpus:g} CPUs can ever give: each needs {_LEAST_CPUS}, and "
-            f"Ray Data one beside them. Try --resources.workers {max(1, most)}."
+            f"workers={workers} is more than this cluster's {cluster.cpus:g} CPUs can ever give: each needs "
+            f"{_LEAST_CPUS}, and Ray Data one beside them. Try --resources.workers {max(1, most)}."
         )
-    share = max(_LEAST_CPUS, min(8.0, cluster.node_cpus, (cpus - for_data) / workers))
-    return TrainShare(share, gpu=use_gpu != "no" and gpus >= workers and gpus > 0)
+
+
+def _bounded(cpus: float, cluster: ClusterSize) -> float:
+    return max(_LEAST_CPUS, min(_MOST_CPUS, cluster.node_cpus, cpus))
+
+
+def _elastic_cpus(workers: tuple[int, int], gpu: bool, cluster: ClusterSize) -> float:
+    """A share of which no node holds so many that Ray Data starves beside them, whatever nodes come or go.
+
+    Ray Train fills each node with as many workers as fit, n = CPUs / share rounded down. (CPUs - 1) / n is a share of
+    which n leave a CPU and n + 1 do not fit, as long as n < CPUs - 1. Shares are multiples of 1/8, because Ray adds
+    them up, divides the sum by one of them and rounds down. Nodes are taken to be like the largest. Where workers have
+    GPUs, these say how many a node holds.
+
+    >>> _elastic_cpus((1, 2), False, ClusterSize(4, 0, 4)), _elastic_cpus((1, 4), False, ClusterSize(32, 0, 16))
+    (1.5, 7.5)
+
+    Raises:
+      ValueError: the least number does not fit in this way; says how many do.
+    """
+    least, most = workers
+    node = cluster.node_cpus
+    nodes = max(1, round(cluster.cpus / node))
+    if gpu:
+        return _bounded(_eighths((node - _DATA_CPUS) / max(1.0, cluster.gpus / nodes)), cluster)
+    shares = {n: _eighths((node - _DATA_CPUS) / n) for n in range(1, max(1, int(node) - 1))}
+    legal = [n for n, share in shares.items() if share <= _MOST_CPUS and int(node / share) == n]
+    if not legal or legal[-1] * nodes < least:
+        fitting = legal[-1] * nodes if legal else 0
+        raise ValueError(
+            f"workers={least}-{most}: workers of a range fill the nodes they find, so each node keeps a CPU and a bit "
+            f"for Ray Data, and {fitting} workers fit into this cluster's {nodes} nodes of {node:g} CPUs. "
+            f"Try a fixed number, --resources.workers {least}."
+        )
+    wanted = -(-most // nodes)
+    return shares[min(legal, key=lambda n: (n * nodes < least, abs(n - wanted), n))]
+
+
+def _eighths(cpus: float) -> float:
+    return int(cpus * 8) / 8

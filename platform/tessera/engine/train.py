@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,10 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 Report = Callable[[Mapping[str, Any], Path | None], None]
-"""(rank 0's metrics, the checkpoint's folder or None), called in the controller: one writer for the whole run."""
+"""(the group's metrics, the checkpoint's folder or None), called in the controller: one writer for the whole run."""
+
+Merge = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
+"""Every rank's metrics -> the group's, called in the controller."""
 
 
 class FinalError(RuntimeError):
@@ -37,22 +40,34 @@ class TrainGroup:
     Attributes:
       name: of the run; the same name and storage resume an interrupted run.
       storage: absolute folder that every node sees.
-      workers: data-parallel workers.
+      workers: data-parallel workers; (least, most) lets Ray Train start as many as fit, and start the group anew from
+        the last checkpoint when more fit or some are lost.
       cpus_per_worker: reserved per worker; fractions leave room for Ray Data beside them.
       use_gpu: one GPU per worker.
       max_failures: restarts of the group after a lost worker.
+      resize_every_s: seconds between two looks at whether more workers fit.
     """
 
     name: str
     storage: Path
-    workers: int
+    workers: int | tuple[int, int]
     cpus_per_worker: float
     use_gpu: bool = False
     max_failures: int = 3
+    resize_every_s: float = 60.0
+
+
+def of_rank_0(metrics: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Merge by leaving out what other ranks say."""
+    return metrics[0]
 
 
 def run_group(
-    loop: Callable[[dict[str, Any]], None], config: dict[str, Any], group: TrainGroup, on_report: Report
+    loop: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    group: TrainGroup,
+    on_report: Report,
+    merge: Merge = of_rank_0,
 ) -> Path:
     """Run `loop(config)` on every worker of a group and return the last checkpoint's folder.
 
@@ -65,13 +80,18 @@ def run_group(
         partial(_until_final, loop),
         train_loop_config=config,
         backend_config=_TfConfig(),
-        scaling_config=ScalingConfig(num_workers=group.workers, use_gpu=group.use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=group.workers,
+            use_gpu=group.use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=group.resize_every_s,
+        ),
         run_config=RunConfig(
             name=group.name,
             storage_path=str(group.storage),
             failure_config=FailureConfig(max_failures=group.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[_Reporter(on_report)],
+            callbacks=[_Reporter(on_report, merge)],
         ),
     )
     try:
@@ -123,7 +143,7 @@ def last_checkpoint() -> Iterator[Path | None]:
 def report(metrics: Mapping[str, Any], save: Callable[[Path], None] | None = None) -> None:
     """Report metrics, and a checkpoint that `save` writes; a barrier over all workers.
 
-    Only rank 0's `save` is called, and only its metrics travel.
+    Only rank 0's `save` is called; `run_group` says what becomes of the other ranks' metrics.
     """
     if save is None or ray.train.get_context().get_world_rank() != 0:
         ray.train.report(dict(metrics))
@@ -134,13 +154,13 @@ def report(metrics: Mapping[str, Any], save: Callable[[Path], None] | None = Non
 
 
 class _Reporter(UserCallback):
-    """Hands rank 0's reports to a plain function, in the controller."""
+    """Hands a group's reports to a plain function, in the controller."""
 
-    def __init__(self, on_report: Report) -> None:
-        self.on_report = on_report
+    def __init__(self, on_report: Report, merge: Merge) -> None:
+        self.on_report, self.merge = on_report, merge
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        self.on_report(metrics[0], Path(checkpoint.path) if checkpoint else None)
+        self.on_report(self.merge(metrics), Path(checkpoint.path) if checkpoint else None)
 
 
 @dataclass

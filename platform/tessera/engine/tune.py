@@ -125,13 +125,13 @@ def trials_at_once(concurrent: int, workers: int, use_gpu: Literal["auto", "yes"
             f"more than this cluster's {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs can run: they would wait for "
             f"each other's share for ever. Try --concurrent {most}."
         )
-    train_share(workers, use_gpu, portion(cluster, chosen))
+    train_share((workers, workers), use_gpu, portion(cluster, chosen))
     return chosen
 
 
 def _fits(workers: int, use_gpu: Literal["auto", "yes", "no"], cluster: ClusterSize) -> bool:
     try:
-        train_share(workers, use_gpu, cluster)
+        train_share((workers, workers), use_gpu, cluster)
     except ValueError:
         return False
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -52,6 +52,22 @@ class OptimiserSpec:
                 f"ema_norm_batches={self.ema_norm_batches}: without a batch the averaged network would be normalised "
                 "with statistics of other weights. Try 32."
             )
+
+    def for_batch(self, batch: int, wanted: int) -> OptimiserSpec:
+        """The same optimiser where a step has `batch` samples over all workers instead of the `wanted` ones.
+
+        The peak rate follows the batch: in proportion with sgd, whose step is the mean gradient times the rate (Goyal
+        et al. 2017, section 2.1); with its square root with adam, which divides by the gradient's own size, so that the
+        noise in a step shrinks with the square root only (Malladi et al. 2022, section 5; Krizhevsky 2014, section 5).
+        Momenta, the average's too, and the number of steps stay: batches differ by less than half where the batch is at
+        least the number of workers.
+
+        >>> spec = OptimiserSpec("adam", learning_rate=0.1), OptimiserSpec("sgd", learning_rate=0.1)
+        >>> [one.for_batch(16, wanted=4).learning_rate for one in spec]
+        [0.2, 0.4]
+        """
+        ratio = batch / wanted
+        return replace(self, learning_rate=self.learning_rate * (ratio if self.name == "sgd" else ratio**0.5))
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of one step, counted from 0.

@@ -102,10 +102,12 @@ class ScheduleSettings:
 
     Args:
       steps: optimiser steps.
-      batch: samples a step, over all workers together.
+      batch: samples a step, over all workers together; rounded to the nearest multiple of their number, to which the
+        learning rate is then adapted.
       crop_px: pixels of a sample that are scored; the network's context comes on top (valid padding).
       log_every: steps between two log lines and metrics.
       checkpoint_every: steps between two checkpoints with validation.
+      fed_digests: keep a digest of what each step was fed, in the run's fed.jsonl.
     """
 
     steps: int = 240
@@ -113,11 +115,21 @@ class ScheduleSettings:
     crop_px: int = 192
     log_every: int = 10
     checkpoint_every: int = 120
+    fed_digests: bool = True
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "crop_px", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"schedule.{name}={getattr(self, name)} must be at least 1.")
+
+    def batch_on(self, workers: int) -> int:
+        """Samples a step on so many workers: the multiple of their number nearest to `batch`, of two the smaller.
+
+        >>> [ScheduleSettings(batch=4).batch_on(workers) for workers in (1, 2, 3, 4, 8)]
+        [4, 4, 3, 4, 8]
+        """
+        each = -(-(2 * self.batch - workers) // (2 * workers))
+        return max(1, each) * workers
 
 
 @dataclass(frozen=True)
@@ -137,20 +149,42 @@ class ResourceSettings:
     """What training may occupy.
 
     Args:
-      workers: data-parallel workers.
+      workers: data-parallel workers, or a range such as 2-8: as many of these as fit, also when nodes come and go on
+        the way. Each change goes back to the last checkpoint.
       use_gpu: auto takes one GPU per worker where Ray sees that many.
       max_failures: restarts from the last checkpoint after lost workers.
+      resize_every_s: seconds between two looks at whether more workers fit, where workers is a range.
     """
 
-    workers: int = 1
+    workers: int | str = 1
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     max_failures: int = 3
+    resize_every_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.max_failures < 0:
+        found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", str(self.workers))
+        if not found or int(found[1]) < 1 or int(found[2] or found[1]) < int(found[1]) or self.max_failures < 0:
             raise ValueError(
-                f"resources.workers={self.workers} must be at least 1 and max_failures={self.max_failures} at least 0."
+                f"resources.workers={self.workers} must be at least 1, or a range such as 2-8, and "
+                f"max_failures={self.max_failures} at least 0."
             )
+        if not 0 < self.resize_every_s < inf:
+            raise ValueError(f"resources.resize_every_s={self.resize_every_s} must be above 0 and finite. Try 60.")
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change on the way."""
+        return "-" in str(self.workers)
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The least and the greatest number of workers; equal where it is fixed.
+
+        >>> ResourceSettings(workers=2).worker_range, ResourceSettings(workers="2-8").worker_range
+        ((2, 2), (2, 8))
+        """
+        least, _, most = str(self.workers).partition("-")
+        return int(least), int(most or least)
 
 
 @dataclass(frozen=True)
@@ -208,12 +242,6 @@ class TrainSettings:
             self.network.input_extent(self.schedule.crop_px)
         except ValueError as error:
             raise ValueError(f"schedule.crop_px: {error}") from None
-        if self.schedule.batch % self.resources.workers:
-            legal = max(1, round(self.schedule.batch / self.resources.workers)) * self.resources.workers
-            raise ValueError(
-                f"schedule.batch={self.schedule.batch} cannot be shared evenly by {self.resources.workers} workers: "
-                f"replicas would take different numbers of samples. Try batch={legal}."
-            )
         self._check_names()
         if self.keep_normalisation and self.start_from is None:
             raise ValueError(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ from tessera.tracking.models import register_bundle
 from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, check_tracking, tracked_run, tracking_uri
 from tessera.workflows.annotated import AnnotatedSet, check_neighbour_levels, check_scorable, load_annotated
+from tessera.workflows.feed import merged, recording
 from tessera.workflows.fine_tuning import inherit, parent_of, tell_parent
 from tessera.workflows.first_batch import KEPT, show_first_batch
 from tessera.workflows.panels import validation_panels
@@ -47,9 +48,12 @@ from tessera.workflows.synthetic import SyntheticVolumes, synthetic_volumes
 from tessera.workflows.training_loop import CURVE, VALIDATION, Split, training_loop
 from tessera.workflows.training_plan import Prepared, RunPlace
 
+if TYPE_CHECKING:
+    from tessera.engine.placement import ClusterSize, TrainShare
+
 _log = logging.getLogger(__name__)
 
-PROGRESS, RUN = "progress.jsonl", "run.json"
+PROGRESS, RUN, FED_DIGESTS = "progress.jsonl", "run.json", "fed.jsonl"
 PARTS = ("train", "validation")
 SYNTHETIC_SHAPE, SYNTHETIC_SEED = (24, 512, 512), 2012
 
@@ -132,8 +136,11 @@ def fitted(ready: Prepared, place: RunPlace) -> Iterator[tuple[Tracker, Path]]:
     uri = tracking_uri(settings.tracking.uri, home())
     resume = _earlier_run(place.folder, settings, ready.prints)
     own = {"tessera.workflow": "train", "tessera.folder": str(place.folder), "tessera.version": __version__}
-    tags = {**own, **place.tags}
-    with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home(), resume=resume) as run:
+    tags, experiment, told = {**own, **place.tags}, settings.tracking.experiment, plain(settings)
+    with (
+        placed(settings, place.cluster) as share,
+        tracked_run(uri, experiment, name, told, tags, home(), resume=resume) as run,
+    ):
         place.folder.mkdir(parents=True, exist_ok=True)
         begun = {"run_id": run.run_id, "settings": plain(settings), "fingerprints": ready.prints}
         (place.folder / RUN).write_text(json.dumps(begun, indent=2))
@@ -144,7 +151,7 @@ def fitted(ready: Prepared, place: RunPlace) -> Iterator[tuple[Tracker, Path]]:
         contract = ready.contract.with_training(
             ready.contract.threshold, run_id=run.run_id, run_name=name, refit_of=settings.refit
         )
-        yield run, _run_group(ready, contract, run, place)
+        yield run, _run_group(ready, share, contract, run, place)
 
 
 def _tell_lineage(run: Tracker, settings: TrainSettings, split: Split, learned: str, held_out: str) -> None:
@@ -331,13 +338,44 @@ def _earlier_run(folder: Path, settings: TrainSettings, prints: Mapping[str, str
     return str(earlier["run_id"])
 
 
-def _run_group(ready: Prepared, contract: Contract, run: Tracker, place: RunPlace) -> Path:
+@contextmanager
+def placed(settings: TrainSettings, cluster: ClusterSize | None) -> Iterator[TrainShare]:
+    """Be connected to Ray, with a share for each training worker; says what the number of workers does to batches.
+
+    Raises:
+      ValueError: the cluster can never run that many.
+    """
     from tessera.engine.placement import train_share
     from tessera.engine.session import cluster_size, connected
+
+    resources = settings.resources
+    with connected():
+        share = train_share(resources.worker_range, resources.use_gpu, cluster or cluster_size())
+        if rounded := rounded_batches(settings):
+            _log.warning("%s", rounded)
+        yield share
+
+
+def rounded_batches(settings: TrainSettings) -> str:
+    """A sentence on batches that the workers cannot share evenly; empty where they share all of them."""
+    wanted = settings.schedule.batch
+    least, most = settings.resources.worker_range
+    batches = {workers: settings.schedule.batch_on(workers) for workers in range(least, most + 1)}
+    rates = {batch: settings.optimiser.for_batch(batch, wanted).learning_rate for batch in batches.values()}
+    changed = [
+        f"{batch} samples a step on {workers} workers, learning rate {rates[batch]:.4g}"
+        for workers, batch in batches.items()
+        if batch != wanted
+    ]
+    if not changed:
+        return ""
+    return f"schedule.batch={wanted} is rounded where workers cannot share it evenly: {'; '.join(changed)}"
+
+
+def _run_group(ready: Prepared, share: TrainShare, contract: Contract, run: Tracker, place: RunPlace) -> Path:
     from tessera.engine.train import TrainGroup, run_group
 
-    progress = place.folder / PROGRESS
-    settings = ready.settings
+    settings, resources, progress = ready.settings, ready.settings.resources, place.folder / PROGRESS
     config = {
         "settings": settings,
         "split": ready.split,
@@ -345,19 +383,18 @@ def _run_group(ready: Prepared, contract: Contract, run: Tracker, place: RunPlac
         "start_from": ready.parent.bundle if ready.parent else None,
         "first_batch": place.folder / KEPT,
     }
-    with connected():
-        cluster = place.cluster or cluster_size()
-        share = train_share(settings.resources.workers, settings.resources.use_gpu, cluster)
-        group = TrainGroup(
-            place.folder.name,
-            place.folder.parent,
-            settings.resources.workers,
-            share.cpus,
-            use_gpu=share.gpu,
-            max_failures=settings.resources.max_failures,
-        )
-        with following(progress, place.tell or partial(_tell, settings.schedule.steps)):
-            return run_group(training_loop, config, group, partial(hear_report, run, progress))
+    group = TrainGroup(
+        place.folder.name,
+        place.folder.parent,
+        resources.worker_range if resources.is_elastic else resources.worker_range[0],
+        share.cpus,
+        use_gpu=share.gpu,
+        max_failures=resources.max_failures,
+        resize_every_s=resources.resize_every_s,
+    )
+    hear = recording(progress.with_name(FED_DIGESTS), partial(hear_report, run, progress))
+    with following(progress, place.tell or partial(_tell, settings.schedule.steps)):
+        return run_group(training_loop, config, group, hear, merged)
 
 
 def _tell(steps: int, line: Mapping[str, Any]) -> None:

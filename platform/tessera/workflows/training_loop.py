@@ -7,7 +7,7 @@ and the threshold is chosen on them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -28,6 +28,7 @@ from tessera.settings.train import AnnotatedSections, TrainSettings
 from tessera.storage.arrays import save_arrays
 from tessera.tracking.system import metered
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
+from tessera.workflows.feed import Feed, position_of
 from tessera.workflows.first_batch import MOST_SHOWN, keeping_first
 from tessera.workflows.panels import validation_arrays
 
@@ -54,33 +55,37 @@ def training_loop(config: dict[str, Any]) -> None:
     settings, split, contract = config["settings"], config["split"], config["contract"]
     schedule = settings.schedule
     rank, world = rank_and_world()
-    seen = settings.network.input_sections
+    batch, seen = schedule.batch_on(world), settings.network.input_sections
     shared = sampling_source(settings, contract, load_annotated(split.learned, settings.data, seen))
     held_out = load_annotated(split.held_out, settings.data, seen) if split.held_out else None
 
-    def batches(first_step: int) -> Iterator[Mapping[str, NDArray[Any]]]:
-        first, last = first_step * schedule.batch, schedule.steps * schedule.batch
-        per_rank = schedule.batch // world
-        made = sample_batches(make_sample, shared, first=first, last=last, rank=rank, world=world, batch_size=per_rank)
-        return iter(made) if first_step else fed_first(made, shared, config["first_batch"], rank, world)
+    def stream(first: int, last: int) -> Iterator[Mapping[str, NDArray[Any]]]:
+        each = batch // world
+        made = sample_batches(make_sample, shared, first=first, last=last, rank=rank, world=world, batch_size=each)
+        begins = first == feed.begun.sample == 0
+        return fed_first(made, shared, config["first_batch"], range(rank, batch, world), world) if begins else made
 
-    def on_step(values: Mapping[str, float]) -> None:
-        report({**values, "epoch": epochs(shared, values["step"]), **system()})
+    def on_step(line: Mapping[str, float]) -> None:
+        epoch = epochs(shared, feed.position(int(line["step"])).sample)
+        report(feed.told({**line, "epoch": epoch, **system(), **group}))
 
     def on_checkpoint(snapshot: Snapshot) -> None:
         if rank == 0:
-            report(*judged(snapshot, contract, held_out))
+            line, save = judged(snapshot, contract, held_out)
+            report(feed.told(line), both(save, feed.position(snapshot.step).save))
         else:
-            report({})
+            report(feed.told({}))
 
     plan = FitPlan(schedule.steps, schedule.log_every, schedule.checkpoint_every, settings.seed)
     try:
         watched = settings.tracking.system_metrics and rank == 0
         with last_checkpoint() as resume, metered(on=watched) as system:
+            feed = Feed(stream, position_of(resume), schedule.steps, batch, rank, world, schedule.fed_digests)
+            group = {"workers": world, "batch": batch} if settings.resources.is_elastic else {}
             fit(
-                batches,
+                feed.batches,
                 settings.network,
-                settings.optimiser,
+                settings.optimiser.for_batch(batch, schedule.batch),
                 plan,
                 on_step=on_step,
                 on_checkpoint=on_checkpoint,
@@ -90,7 +95,17 @@ def training_loop(config: dict[str, Any]) -> None:
                 resume=resume,
             )
     except DivergedError as error:
-        raise FinalError(f"{error} {samples_of_step(shared, error.step)}") from error
+        raise FinalError(f"{error} {samples_of_step(shared, error.step, feed.samples_of(error.step))}") from error
+
+
+def both(save: Callable[[Path], None], save_more: Callable[[Path], None]) -> Callable[[Path], None]:
+    """A function that keeps two things in one checkpoint."""
+
+    def save_both(folder: Path) -> None:
+        save(folder)
+        save_more(folder)
+
+    return save_both
 
 
 def judged(
@@ -198,29 +213,26 @@ def sampling_map_of(source: SamplingSource, index: int) -> NDArray[np.float32]:
 
 
 def fed_first(
-    batches: Iterable[Mapping[str, NDArray[Any]]], source: SamplingSource, folder: Path, rank: int, world: int
+    batches: Iterable[Mapping[str, NDArray[Any]]], source: SamplingSource, folder: Path, indices: range, world: int
 ) -> Iterator[Mapping[str, NDArray[Any]]]:
-    """A rank's batches from step 0 on, the first kept for the picture of what was fed."""
-    indices = range(rank, source.settings.schedule.batch, world)[: -(-MOST_SHOWN // world)]
-    maps = [sampling_map_of(source, index) for index in indices]
-    titles = [f"{source.names[_drawn(source, index)[1]]}, sample {index}" for index in indices]
-    return keeping_first(batches, folder, maps, titles, f"{rank}-of-{world}")
+    """A rank's batches from step 0 on, the first, of samples `indices`, kept for the picture of what was fed."""
+    shown = indices[: -(-MOST_SHOWN // world)]
+    maps = [sampling_map_of(source, index) for index in shown]
+    titles = [f"{source.names[_drawn(source, index)[1]]}, sample {index}" for index in shown]
+    return keeping_first(batches, folder, maps, titles, f"{indices.start}-of-{world}")
 
 
-def epochs(source: SamplingSource, step: float) -> float:
-    """How often as many pixels were scored as the sections learned from hold.
+def epochs(source: SamplingSource, samples: int) -> float:
+    """How often as many pixels were scored in these samples as the sections learned from hold.
 
     Samples are drawn with replacement and no pass over the sections ever ends, so steps count, and this only compares
     runs of other batches and crops.
     """
-    schedule = source.settings.schedule
-    return step * schedule.batch * schedule.crop_px**2 / sum(section.size for section in source.membrane)
+    return samples * source.settings.schedule.crop_px**2 / sum(section.size for section in source.membrane)
 
 
-def samples_of_step(source: SamplingSource, step: int) -> str:
+def samples_of_step(source: SamplingSource, step: int, indices: Sequence[int]) -> str:
     """A sentence: which samples a step was fed on all workers together, and the section that each was cut from."""
-    batch = source.settings.schedule.batch
-    indices = range(step * batch, (step + 1) * batch)
     of_section: dict[str, list[int]] = {}
     for index in indices:
         of_section.setdefault(source.names[_drawn(source, index)[1]], []).append(index)

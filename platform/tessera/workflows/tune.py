@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from tessera import __version__
-from tessera.settings.common import TrackingSettings
+from tessera.settings.common import TrainingTrackingSettings
 from tessera.settings.keys import changed
 from tessera.settings.places import home
 from tessera.settings.train import TrainSettings
@@ -80,7 +80,7 @@ def tune(settings: TuneSettings) -> TuneResult:
         folder.mkdir(parents=True, exist_ok=True)
         begun = {"run_id": run.run_id, "settings": plain(settings), "fingerprints": base.prints}
         (folder / SEARCH).write_text(json.dumps(begun, indent=2))
-        _run_left(settings, replace(base.settings, tracking=TrackingSettings(uri, experiment)), run, folder)
+        _run_left(settings, replace(base.settings, tracking=replace(base.settings.tracking, uri=uri)), run, folder)
         return _concluded(settings, run, folder)
 
 
@@ -169,7 +169,7 @@ def _run_on_ray(settings: TuneSettings, trainings: dict[int, TrainSettings], run
     halving = None if stopping.name == "none" else Halving(stopping.grace_steps, longest, stopping.factor)
     with connected():
         cluster = cluster_size()
-        at_once = trials_at_once(settings.concurrent, wanted.workers, wanted.use_gpu, cluster)
+        at_once = trials_at_once(settings.concurrent, wanted.worker_range[0], wanted.use_gpu, cluster)
         share = portion(cluster, at_once)
         trials = {
             index: Trial(one, trial_folder(folder, index), home(), _tags(run, folder, index), share, settings.metric)
@@ -235,7 +235,7 @@ def best_settings(
     """The best trial's settings as a file for `tessera train`, which says where they come from."""
     record = records[winner]
     values = plain(changed(settings.train, point))
-    left_out = {"name", "refit"} | ({"tracking"} if settings.train.tracking == TrackingSettings() else set())
+    left_out = {"name", "refit"} | ({"tracking"} if settings.train.tracking == TrainingTrackingSettings() else set())
     searched = ", ".join(f"{key}={value}" for key, value in point.items())
     comment = f"""\
 # The best of {len(records)} trials of the search {name}: {searched}.
