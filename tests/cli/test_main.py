@@ -147,6 +147,23 @@ def test_values_arrive_with_their_types(seen: dict[str, Any]) -> None:
         assert str(seen["predict"].symmetries) == {"4": "4", "null": "None"}[symmetries]
 
 
+@pytest.mark.parametrize(("typed", "least", "most"), [("3", 3, 3), ("2-8", 2, 8)])
+def test_workers_are_a_number_or_a_range(
+    seen: dict[str, Any], tmp_path: Path, typed: str, least: int, most: int
+) -> None:
+    path = _yaml(tmp_path, f"resources:\n  workers: {typed}\n")
+    for words in (["--config", str(path)], ["--resources.workers", typed]):
+        assert main(["train", *words]) == 0
+        resources = seen["train"].resources
+        assert (resources.worker_range, resources.is_elastic) == ((least, most), most > least)
+
+
+def test_workers_that_are_neither_are_refused(capsys: Capsys, home: Path, tmp_path: Path) -> None:
+    path = _yaml(tmp_path, "resources:\n  workers: [2, 8]\n")
+    told = refusal(capsys, home, "train", "--config", str(path))
+    assert "give a whole number, such as 4, or a range, such as 2-8" in told
+
+
 def test_lists_of_sections_come_from_files_and_options(seen: dict[str, Any], tmp_path: Path) -> None:
     item = "{volume: em, labels: cells, sections: 0-3}"
     path = _yaml(tmp_path, f"data:\n  train: [{item}]\n  validation: [{item}]\n")

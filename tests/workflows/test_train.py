@@ -33,7 +33,7 @@ from tessera.tracking.runs import tracking_uri
 from tessera.workflows import train as workflow
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
 from tessera.workflows.models import find_model
-from tessera.workflows.train import TrainResult, first_contract, train
+from tessera.workflows.train import TrainResult, first_contract, rounded_batches, train
 from tessera.workflows.training_loop import make_sample, samples_of_step, sampling_source, validate
 
 SECTIONS, SIZE = 6, 96
@@ -102,6 +102,30 @@ def test_training_from_a_cut_to_a_refit(
     np.testing.assert_allclose(_losses(two.run_id, home), _losses(result.run_id, home), rtol=5e-3)
     _assert_the_same_network(two.bundle, result.bundle)
     assert _pictures(two.run_id, home)["first_batch"] == [0]
+    one_fed, two_fed = (_fed(home, name) for name in ("tiny", "two"))
+    assert len(one_fed) == 24 and one_fed == two_fed, "the same samples, whoever shares them"
+
+
+def _fed(home: Path, name: str) -> list[str]:
+    return (home / "runs" / name / "fed.jsonl").read_text().splitlines()
+
+
+def test_too_many_workers_are_refused_before_a_run_begins(
+    ray_session: None, volumes: tuple[Path, Path], home: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"workers=9 is more than this cluster's 4 CPUs.*--resources.workers 6"):
+        train(_settings(volumes, resources=ResourceSettings(workers=9)))
+    assert not (home / "runs").exists(), "the same name is free for another number"
+    assert not MlflowClient(tracking_uri(None, home)).search_runs(["0"])
+
+
+def test_a_rounded_batch_is_told_with_its_learning_rate(volumes: tuple[Path, Path]) -> None:
+    """Of 3 workers' multiples 3 is the nearest to a batch of 4; adam's rate goes with the square root."""
+    for workers, told in ((2, ""), ("1-2", ""), (3, "3 samples a step on 3 workers, learning rate 0.00866")):
+        sentence = rounded_batches(_settings(volumes, resources=ResourceSettings(workers=workers)))
+        assert sentence.endswith(told) and bool(sentence) == bool(told)
+    several = rounded_batches(_settings(volumes, resources=ResourceSettings(workers="2-5")))
+    assert "3 samples a step on 3 workers" in several and "5 samples a step on 5 workers" in several
 
 
 def _assert_the_same_network(bundle: Path, other: Path) -> None:

@@ -47,6 +47,8 @@ def expectation(hint: Any) -> str:
     kinds = get_args(hint)
     if NoneType in kinds:
         return f"{' or '.join(expectation(kind) for kind in kinds if kind is not NoneType)}, or null"
+    if kinds == (int, str):
+        return "a whole number, such as 4, or a range, such as 2-8"
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, kinds))}"
     if get_origin(hint) is tuple:
