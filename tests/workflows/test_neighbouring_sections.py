@@ -287,8 +287,8 @@ def test_a_fit_learns_from_all_channels_and_is_judged_as_prediction_does(
     network, loaded = load_predictor(bundle)
     box = parse_roi("3:4,:,:", SHAPE)
     predicted = predict_box(network, lambda b: raw[b.slices], SHAPE, box, (1, 64, 80), loaded, missing={2})
-    np.testing.assert_allclose(kept[0].arrays["probability"], predicted[0], atol=1e-5)
-    np.testing.assert_array_equal(kept[0].arrays["raw"], raw[3])
+    np.testing.assert_allclose(kept[0].arrays["probability"][0], predicted[0], atol=1e-5)
+    np.testing.assert_array_equal(kept[0].arrays["raw"][0], raw[3])
 
 
 def test_a_neighbour_without_grey_levels_is_refused_before_training(settings: TrainSettings, raw: np.ndarray) -> None:
