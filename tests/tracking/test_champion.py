@@ -17,13 +17,17 @@ NAME = "lab-unet"
 def uri(home: Path, empty_database: Path) -> str:
     (home / "mlflow.db").write_bytes(empty_database.read_bytes())
     uri = tracking_uri(None, home)
-    MlflowClient(uri).create_registered_model(NAME)
+    _client(uri).create_registered_model(NAME)
     return uri
+
+
+def _client(uri: str) -> MlflowClient:
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)  # whatever registry an earlier test spoke to
 
 
 def _enter(uri: str, v_rand: float | None, data: str | None = "data a") -> str:
     """Register a further version and let it compete; returns what was said of it."""
-    version = MlflowClient(uri).create_model_version(NAME, source="file:///nowhere").version
+    version = _client(uri).create_model_version(NAME, source="file:///nowhere").version
     return crown(uri, f"models:/{NAME}/{version}", v_rand, data)
 
 
