@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tessera.settings.keys import accepts, changed
 from tessera.settings.spaces import Space
-from tessera.settings.train import ScheduleSettings, TrainSettings
+from tessera.settings.train import ResourceSettings, ScheduleSettings, TrainSettings
 from tessera.settings.tune import EarlyStopping, TuneSettings, searchable
 
 RATES = {"optimiser.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
@@ -70,6 +70,10 @@ def test_a_search_that_could_not_be_trained_is_refused(search: dict[str, Any], t
         ({"seed": -1}, "give 0 to 2"),
         ({"train": TrainSettings(name="mine")}, "train.name=mine: trials are named after the search"),
         ({"train": TrainSettings(refit="mine")}, "train.refit=mine: a refit holds nothing out"),
+        (
+            {"train": TrainSettings(resources=ResourceSettings(workers="2-8"))},
+            r"workers=2-8: a trial that grows would take .*Give --train\.resources\.workers 2\.",
+        ),
         (
             {"early_stopping": EarlyStopping("asha", 200)},
             r"not validated between the grace and their end.*grace_steps 60 --train\.schedule\.checkpoint_every 60\.",

@@ -17,16 +17,19 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from bundles import make_bundle
 from tessera.cli.main import parse
 from tessera.images.augment import Augmentation
+from tessera.model.bundle import load_contract
 from tessera.model.spec import UnetSpec
 from tessera.settings.keys import changed
 from tessera.settings.train import AnnotatedSections, DataSettings, ScheduleSettings, TrainSettings
 from tessera.settings.tune import EarlyStopping, TuneSettings
 from tessera.tracking.runs import tracking_uri
 from tessera.workflows.plain import plain
+from tessera.workflows.train import prepared
 from tessera.workflows.trials import Record, Trial, read_record, run_trial, write_record
-from tessera.workflows.tune import TuneResult, default_name, trial_folder, tune
+from tessera.workflows.tune import TuneResult, anywhere, default_name, trial_folder, tune
 from volumes import mask, put_volume
 
 SHAPE = (3, 48, 48)
@@ -126,6 +129,21 @@ def test_a_name_is_kept_by_the_same_search_however_many_trials_it_has(data: Data
     settings = _settings(data, name=None)
     assert default_name(settings) == default_name(replace(settings, trials=9, concurrent=1))
     assert default_name(settings) != default_name(replace(settings, seed=2))
+
+
+def test_every_trial_starts_from_the_same_weights_wherever_it_runs(
+    data: DataSettings, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bundle(tmp_path / "parent")
+    monkeypatch.chdir(tmp_path)
+    spec = load_contract(tmp_path / "parent").network
+    ready = prepared(replace(_settings(data).train, network=spec, start_from="parent"))
+    assert anywhere(ready, "sqlite:///x.db").start_from == str(tmp_path / "parent")
+    assert ready.parent is not None
+    registered = replace(ready, parent=replace(ready.parent, name="models:/lab/3"))
+    assert anywhere(registered, "sqlite:///x.db").start_from == "models:/lab/3"
+    settings = anywhere(replace(ready, parent=None), "sqlite:///x.db")
+    assert (settings.start_from, settings.tracking.uri) == (None, "sqlite:///x.db")
 
 
 def test_a_trial_that_ended_before_reports_again_and_trains_no_more(data: DataSettings, tmp_path: Path) -> None:

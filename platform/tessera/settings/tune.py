@@ -111,6 +111,12 @@ class TuneSettings:
             if (given := getattr(self.train, key)) is not None:
                 why = "trials are named after the search" if key == "name" else "a refit holds nothing out to compare"
                 raise ValueError(f"train.{key}={given}: {why}. Leave it out, or give --train.{key} null.")
+        if self.train.resources.is_elastic:
+            given, least = self.train.resources.workers, self.train.resources.worker_range[0]
+            raise ValueError(
+                f"train.resources.workers={given}: a trial that grows would take the CPUs of trials beside it, and "
+                f"they would wait for each other. Give --train.resources.workers {least}."
+            )
 
     def _check_counts(self, spaces: Mapping[str, Space]) -> None:
         grid = prod(len(space.values) for space in spaces.values() if space.kind == "grid")

@@ -80,8 +80,18 @@ def tune(settings: TuneSettings) -> TuneResult:
         folder.mkdir(parents=True, exist_ok=True)
         begun = {"run_id": run.run_id, "settings": plain(settings), "fingerprints": base.prints}
         (folder / SEARCH).write_text(json.dumps(begun, indent=2))
-        _run_left(settings, replace(base.settings, tracking=replace(base.settings.tracking, uri=uri)), run, folder)
+        _run_left(settings, anywhere(base, uri), run, folder)
         return _concluded(settings, run, folder)
+
+
+def anywhere(base: Prepared, uri: str) -> TrainSettings:
+    """Settings that mean the same in every trial's process, now and after a restart.
+
+    A bundle's folder becomes absolute, an alias of a registered model the version that it stands for.
+    """
+    settings, parent = base.settings, base.parent
+    start = None if parent is None else parent.name if parent.name.startswith("models:/") else str(parent.bundle)
+    return replace(settings, start_from=start, tracking=replace(settings.tracking, uri=uri))
 
 
 def default_name(settings: TuneSettings) -> str:
