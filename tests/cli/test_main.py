@@ -287,7 +287,10 @@ def test_a_file_that_is_no_text_is_refused(capsys: Capsys, home: Path, tmp_path:
         ("train --network.filters 1.5", "network.filters=1.5: give a whole number"),
         ("train --optimiser.learning_rate fast", "optimiser.learning_rate=fast: give a number, such as 0.5."),
         ("train --optimiser.name rmsprop", "optimiser.name=rmsprop: give one of adam, sgd."),
-        ("train --network 5", "network=5: give a group of filters, depth, padding, batch_norm, dropout, input_sections."),
+        (
+            "train --network 5",
+            "network=5: give a group of filters, depth, padding, batch_norm, dropout, input_sections.",
+        ),
         ("train --data.train em.zarr", "data.train=em.zarr: give a list, each item with volume, labels, sections."),
         ("ingest --voxel_size_nm 50,4,4", "voxel_size_nm=50,4,4: give 3 numbers, such as [50, 4, 4], or null."),
         ("ingest --voxel_size_nm [50,4]", "voxel_size_nm=[50, 4]: give 3 numbers, such as [50, 4, 4], or null."),

@@ -56,7 +56,9 @@ def _batches(first: int) -> Iterator[dict[str, Any]]:
         step += 1
 
 
-def _fit(steps: int, folder: Path, *, every: int = 4, resume: Path | None = None, **optimiser: Any) -> list[float]:
+def _fit(
+    steps: int, folder: Path, *, every: int = 4, log_every: int = 1, resume: Path | None = None, **optimiser: Any
+) -> list[float]:
     losses: list[float] = []
 
     def on_checkpoint(snapshot: Snapshot) -> None:
@@ -66,7 +68,7 @@ def _fit(steps: int, folder: Path, *, every: int = 4, resume: Path | None = None
         _batches,
         SPEC,
         OptimiserSpec(**{"learning_rate": 0.01, "warmup_steps": 2, **optimiser}),
-        FitPlan(steps, log_every=1, checkpoint_every=every, seed=5),
+        FitPlan(steps, log_every, checkpoint_every=every, seed=5),
         on_step=lambda line: losses.append(line["loss"]),
         on_checkpoint=on_checkpoint,
         resume=resume,
@@ -75,11 +77,11 @@ def _fit(steps: int, folder: Path, *, every: int = 4, resume: Path | None = None
 
 
 def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
-    """Weights, optimiser, frozen statistics and dropout masks are all in the checkpoint."""
-    whole = _fit(8, tmp_path / "whole")
-    resumed = _fit(8, tmp_path / "again", resume=tmp_path / "whole" / "4")
-    np.testing.assert_allclose(resumed, whole[4:], rtol=1e-6)
-    assert len(resumed) == 4
+    """Weights, optimiser, frozen statistics, dropout masks and losses not yet told are all in the checkpoint."""
+    whole = _fit(8, tmp_path / "whole", log_every=3)
+    resumed = _fit(8, tmp_path / "again", log_every=3, resume=tmp_path / "whole" / "4")
+    np.testing.assert_allclose(resumed, whole[1:], rtol=1e-6)
+    assert len(resumed) == 2, "the means of steps 4 to 6 and 7 to 8"
 
 
 def test_sgd_with_momentum_learns_too(tmp_path: Path) -> None:

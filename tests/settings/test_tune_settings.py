@@ -46,7 +46,10 @@ def _tune(search: dict[str, Any], **changes: Any) -> TuneSettings:
         ({"optimiser.learning_rate": {"uniform": [2, 1]}}, "give a lower and a higher end, such as"),
         ({"optimiser.learning_rate": {"uniform": [1]}}, "give a lower and a higher end"),
         ({"network.depth": {"int": [1, 2.5]}}, "give a lower and a higher end"),
-        ({"network.filters": {"grid": [0, 4]}}, r"network\.filters=0 is among the combinations.*filters=0: .*[Tt]ry 32"),
+        (
+            {"network.filters": {"grid": [0, 4]}},
+            r"network\.filters=0 is among the combinations.*filters=0: .*[Tt]ry 32",
+        ),
         (
             {"network.depth": {"grid": [2, 3]}, "schedule.crop_px": {"choice": [192, 196]}},
             r"network\.depth=3, schedule\.crop_px=196 is among the combinations, and cannot be trained: .*crop_px",

@@ -139,9 +139,10 @@ def _assert_the_same_network(bundle: Path, other: Path) -> None:
 def test_a_run_that_diverges_stops_at_once_and_names_its_samples(
     ray_session: None, volumes: tuple[Path, Path], home: Path
 ) -> None:
+    """On two workers: one that stopped alone would leave the other waiting for its gradients."""
     wild = OptimiserSpec("sgd", learning_rate=1e30, warmup_steps=0, schedule="constant")
     with pytest.raises(RuntimeError) as told:
-        train(_settings(volumes, optimiser=wild))
+        train(_settings(volumes, optimiser=wild, resources=ResourceSettings(workers=2)))
     message = str(told.value)
     found = re.fullmatch(
         r"training tiny failed: the loss of step (\d+) is (?:nan|inf): .* Step \1 was fed samples (\d+) to (\d+): "

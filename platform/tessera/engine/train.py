@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 import ray.train
+import ray.train.collective
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.report_config import CheckpointUploadMode
+
+from tessera.engine.checkpoints import keep_as_heard, mend, without_room, write_checkpoint
 
 Report = Callable[[Mapping[str, Any], Path | None], None]
 """(the group's metrics, the checkpoint's folder or None), called in the controller: one writer for the whole run."""
@@ -71,10 +75,14 @@ def run_group(
 ) -> Path:
     """Run `loop(config)` on every worker of a group and return the last checkpoint's folder.
 
+    A run of this name that was cut goes on from the last checkpoint whose report `on_report` heard.
+
     Raises:
       RuntimeError: the group failed more often than it may, the worker's own error being the cause; or its loop
-        raised `FinalError`.
+        raised `FinalError`; or there was no room for a checkpoint.
     """
+    folder = group.storage / group.name
+    mend(folder)
     resources = {"CPU": group.cpus_per_worker} | ({"GPU": 1} if group.use_gpu else {})
     trainer = DataParallelTrainer(
         partial(_until_final, loop),
@@ -91,13 +99,18 @@ def run_group(
             storage_path=str(group.storage),
             failure_config=FailureConfig(max_failures=group.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[_Reporter(on_report, merge)],
+            callbacks=[_Reporter(on_report, merge, folder)],
         ),
     )
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise RuntimeError(f"training {group.name} failed: {_root_cause(error)}") from error
+        raise RuntimeError(f"training {group.name} failed: {_root_cause(error, folder)}") from error
+    except ray.exceptions.RayActorError as error:
+        raise RuntimeError(
+            f"training {group.name} lost its controller: {error}. The last checkpoint is kept, and the same command "
+            "goes on from it."
+        ) from error
     if result.return_value is not None:
         raise RuntimeError(f"training {group.name} failed: {result.return_value}")
     if result.checkpoint is None:
@@ -105,7 +118,9 @@ def run_group(
     return Path(result.checkpoint.path)
 
 
-def _root_cause(error: BaseException) -> str:
+def _root_cause(error: BaseException, folder: Path) -> str:
+    if (told := without_room(error, folder)) is not None:
+        return told
     failures = getattr(error, "worker_failures", None) or {}
     causes = {f"worker {rank}: {failure}" for rank, failure in failures.items()}
     return "; ".join(sorted(causes)) or str(error)
@@ -143,24 +158,49 @@ def last_checkpoint() -> Iterator[Path | None]:
 def report(metrics: Mapping[str, Any], save: Callable[[Path], None] | None = None) -> None:
     """Report metrics, and a checkpoint that `save` writes; a barrier over all workers.
 
-    Only rank 0's `save` is called; `run_group` says what becomes of the other ranks' metrics.
+    Args:
+      metrics: `run_group` says what becomes of the other ranks'.
+      save: fills the checkpoint's folder. Every worker gives one at the same steps, and only rank 0's is called.
+
+    Raises:
+      FinalError: on every worker, where there is no room for the checkpoint.
     """
-    if save is None or ray.train.get_context().get_world_rank() != 0:
+    if save is None:
         ray.train.report(dict(metrics))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder))
-        ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
+    context = ray.train.get_context()
+    storage = context.get_storage()
+    kept = Path(storage.experiment_fs_path) / storage.make_default_checkpoint_dir_name()
+    writes = context.get_world_rank() == 0
+    # All stop, or none: a worker that goes on alone waits for the others' gradients for ever.
+    problem = ray.train.collective.broadcast_from_rank_zero(_write(kept, save) if writes else None)
+    if problem:
+        raise FinalError(problem)
+    checkpoint = Checkpoint(str(kept), storage.storage_filesystem) if writes else None
+    ray.train.report(dict(metrics), checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+
+def _write(folder: Path, save: Callable[[Path], None]) -> str | None:
+    """Write a checkpoint; what to say where there is no room for it."""
+    try:
+        write_checkpoint(folder, save)
+    except Exception as error:
+        if (problem := without_room(error, folder.parent)) is None:
+            raise
+        return problem
+    return None
 
 
 class _Reporter(UserCallback):
-    """Hands a group's reports to a plain function, in the controller."""
+    """Hands a group's reports to a plain function, in the controller, and then keeps in mind that they were heard."""
 
-    def __init__(self, on_report: Report, merge: Merge) -> None:
-        self.on_report, self.merge = on_report, merge
+    def __init__(self, on_report: Report, merge: Merge, run: Path) -> None:
+        self.on_report, self.merge, self.run = on_report, merge, run
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         self.on_report(self.merge(metrics), Path(checkpoint.path) if checkpoint else None)
+        if checkpoint is not None:
+            keep_as_heard(self.run)
 
 
 @dataclass

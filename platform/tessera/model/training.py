@@ -68,12 +68,14 @@ class Snapshot:
       spec: the network's.
       model: the Keras graph to judge and keep; with the averaged weights where they are averaged.
       state: what a restart needs, owner -> variables: of the network in training, its optimiser and its average.
+      losses: of the steps since `on_step` last spoke, whose mean a restart would otherwise get wrong.
     """
 
     step: int
     spec: UnetSpec
     model: Any
     state: Mapping[str, Sequence[Any]]
+    losses: Sequence[float] = ()
 
     def predict(self) -> Predict:
         """A predictor with these weights."""
@@ -86,7 +88,8 @@ class Snapshot:
         """
         save_bundle(folder / "bundle", self.model, contract)
         arrays = {f"{name}/{i}": np.asarray(v) for name, owned in self.state.items() for i, v in enumerate(owned)}
-        np.savez(folder / STATE, step=np.int64(self.step), **arrays)  # type: ignore[arg-type]
+        log = {"step": np.int64(self.step), "losses": np.asarray(self.losses, np.float64)}
+        np.savez(folder / STATE, **log, **arrays)  # type: ignore[arg-type]
 
 
 def fit(
@@ -122,8 +125,8 @@ def fit(
       ValueError: the checkpoint, or the bundle to start from, is of another architecture.
     """
     trainer = _Trainer(spec, optimiser, plan, dice, numerics, None if resume else start_from)
-    first = trainer.restore(resume) if resume else 0
-    log = _Log(plan, on_step, trainer.workers)
+    first, losses = trainer.restore(resume) if resume else (0, [])
+    log = _Log(plan, on_step, trainer.workers, losses)
     recalled = min(first, trainer.memory)
     feed = iter(batches(first - recalled))
     for _ in range(recalled):
@@ -134,7 +137,7 @@ def fit(
         log.add(step, trainer.step(batch, rate, optimiser.ema_at(step)), rate, len(batch["image"]))
         if (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.steps:
             log.pause()
-            on_checkpoint(Snapshot(step + 1, spec, trainer.judged(), trainer.state))
+            on_checkpoint(Snapshot(step + 1, spec, trainer.judged(), trainer.state, tuple(log.losses)))
             log.resume()
 
 
@@ -209,8 +212,8 @@ class _Trainer:
         self._exact.set_weights(self.model.get_weights())
         return self._exact
 
-    def restore(self, folder: Path) -> int:
-        """Load a checkpoint; returns the number of steps it has behind it."""
+    def restore(self, folder: Path) -> tuple[int, list[float]]:
+        """Load a checkpoint; returns the number of steps it has behind it, and the losses not yet spoken of."""
         with np.load(folder / STATE, allow_pickle=False) as saved, self.strategy.scope():
             for owner, variables in self.state.items():
                 shapes = [tuple(saved[k].shape) for k in saved.files if k.startswith(f"{owner}/")]
@@ -222,7 +225,7 @@ class _Trainer:
                     )
                 for i, variable in enumerate(variables):
                     variable.assign(saved[f"{owner}/{i}"])
-            return int(saved["step"])
+            return int(saved["step"]), [float(loss) for loss in saved["losses"]]
 
 
 class _Averaged:
@@ -319,9 +322,11 @@ def _compile_step(
 class _Log:
     """Collects losses and speaks every `log_every` steps; time spent in checkpoints does not count as training."""
 
-    def __init__(self, plan: FitPlan, on_step: Callable[[Mapping[str, float]], None], workers: int) -> None:
+    def __init__(
+        self, plan: FitPlan, on_step: Callable[[Mapping[str, float]], None], workers: int, losses: list[float]
+    ) -> None:
         self.plan, self.on_step, self.workers = plan, on_step, workers
-        self.losses: list[float] = []
+        self.losses = losses
         self.samples, self.seconds, self.since = 0, 0.0, time.perf_counter()
 
     def add(self, step: int, loss: float, rate: float, batch: int) -> None:

@@ -7,19 +7,32 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from numpy.typing import NDArray
 
 from tessera.tracking.pages import NOTE, experiment_tags, link_to, run_address, with_link
 from tessera.tracking.provenance import run_tags, without_passwords
 
+_log = logging.getLogger(__name__)
+
 MAX_PARAM_LENGTH = 6000
+LAST_PICTURE = "last picture"
+_KNOCK_S = 5.0
+# MLflow's client waits 120 s for an answer, 8 times, with pauses that double: 4 minutes for a server that is down.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
 _URI_HINT = "Try null for a file under TESSERA_HOME, or http://HOST:5000 for a server that runs."
 
 
@@ -35,14 +48,14 @@ class Tracker:
     uri: str
     run_id: str
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics at one step."""
+    def metrics(self, values: Mapping[str, float], step: int = 0, at_ms: int | None = None) -> None:
+        """Log metrics at one step; `at_ms`, milliseconds since 1970, is when they were told, by default now."""
         from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
-        now = get_current_time_millis()
+        told = at_ms or get_current_time_millis()
         _client(self.uri).log_batch(
-            self.run_id, metrics=[Metric(name, float(value), now, step) for name, value in values.items()]
+            self.run_id, metrics=[Metric(name, float(value), told, step) for name, value in values.items()]
         )
 
     def tags(self, values: Mapping[str, Any]) -> None:
@@ -50,7 +63,7 @@ class Tracker:
         for name, value in values.items():
             _client(self.uri).set_tag(self.run_id, name, value)
 
-    def picture(self, key: str, image: NDArray[Any], step: int, words: str = "last picture") -> None:
+    def picture(self, key: str, image: NDArray[Any], step: int, words: str = LAST_PICTURE) -> None:
         """Log an RGB picture, uint8 (y, x, 3): MLflow shows it over steps, and the run's description links to the last.
 
         `words` say in the description what the link leads to. Over steps the picture stands below all parameters and
@@ -121,10 +134,23 @@ def check_tracking(uri: str) -> None:
     """
     from mlflow.exceptions import MlflowException
 
+    _knock(uri)
     try:
         _client(uri).search_experiments(max_results=1)
     except MlflowException as error:
         raise ConnectionError(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}") from error
+
+
+def _knock(uri: str) -> None:
+    """Ask whether anything listens at a server's address: MLflow's client would try again for a long time."""
+    address = urlsplit(uri)
+    if address.scheme not in ("http", "https") or address.hostname is None:
+        return
+    port = address.port or {"http": 80, "https": 443}[address.scheme]
+    try:
+        socket.create_connection((address.hostname, port), timeout=_KNOCK_S).close()
+    except OSError as error:
+        raise ConnectionError(f"MLflow at {uri} does not answer: {error}. {_URI_HINT}") from error
 
 
 def has_run(uri: str, run_id: str) -> bool:
@@ -165,7 +191,12 @@ def tracked_run(
       tags: tags.
       home: TESSERA_HOME.
       resume: id of an earlier run to go on with, instead of a new one, where the server knows it.
+
+    Raises:
+      ConnectionError: the server does not answer, before the block or to what is asked of it inside.
     """
+    from mlflow.exceptions import MlflowException
+
     client = _client(uri)
     if resume is None or not has_run(uri, resume):
         seen = {"mlflow.source.name": f"tessera {tags.get('tessera.workflow', '')}".strip(), **_user()}
@@ -179,8 +210,9 @@ def tracked_run(
         yield tracker
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        client.set_tag(tracker.run_id, "tessera.error", str(error)[:500])
-        client.set_terminated(tracker.run_id, status)
+        _tell_of_failure(client, tracker, str(error), status)
+        if isinstance(error, MlflowException):
+            raise ConnectionError(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}") from error
         raise
     if "tessera.error" in client.get_run(tracker.run_id).data.tags:  # of an earlier try
         client.delete_tag(tracker.run_id, "tessera.error")
@@ -193,6 +225,14 @@ def _tell_other_code(client: Any, run_id: str, now: Mapping[str, str]) -> None:
     for name in ("mlflow.source.git.commit", "tessera.dirty", "tessera.version"):
         if name in now and now[name] != begun.get(name):
             client.set_tag(run_id, f"tessera.resumed.{name.rsplit('.', 1)[-1]}", now[name])
+
+
+def _tell_of_failure(client: Any, tracker: Tracker, error: str, status: str) -> None:
+    try:
+        client.set_tag(tracker.run_id, "tessera.error", error[:500])
+        client.set_terminated(tracker.run_id, status)
+    except Exception as away:  # whatever the store raises, the work's own error is the one to be told
+        _log.warning("MLflow at %s could not be told that run %s failed: %s", tracker.uri, tracker.run_id, away)
 
 
 def _begin(uri: str, experiment: str, name: str, tags: Mapping[str, str], home: Path) -> Tracker:
@@ -266,6 +306,8 @@ def flattened(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

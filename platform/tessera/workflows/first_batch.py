@@ -24,6 +24,7 @@ from tessera.images.colours import shown_grey
 from tessera.images.overlay import painted, section_grid
 from tessera.storage.arrays import load_arrays, save_arrays
 from tessera.storage.files import write_atomically
+from tessera.tracking.outbox import Outbox
 from tessera.tracking.pictures import Panel, contact_sheet, png_bytes
 from tessera.tracking.runs import Tracker
 
@@ -73,7 +74,7 @@ def _kept(batch: Batch, maps: Sequence[NDArray[np.float32]], titles: Sequence[st
 # The controller.
 
 
-def show_first_batch(run: Tracker, folder: Path) -> None:
+def show_first_batch(run: Outbox | Tracker, folder: Path) -> None:
     """Log the sheet once all workers have kept their share; nothing before that, nor where it is logged already.
 
     Args:

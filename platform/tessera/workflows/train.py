@@ -2,7 +2,7 @@
 
 driver      checks the data, creates the MLflow run, starts the group, registers the bundle
 worker      training_loop.py
-controller  hears every report and alone writes to MLflow
+controller  hearing.py: keeps every report on disk, from where the driver hands it to MLflow
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tessera import __version__
 from tessera.images.augment import Augmentation
@@ -29,23 +28,24 @@ from tessera.settings.common import RunnerSettings
 from tessera.settings.places import home, input_path
 from tessera.settings.sections import parse_sections
 from tessera.settings.train import AnnotatedSections, DataSettings, TrainSettings
-from tessera.storage.arrays import load_arrays
+from tessera.storage.files import write_atomically
 from tessera.storage.locations import place_of
+from tessera.storage.locks import alone_in
 from tessera.storage.volumes import open_volume
 from tessera.tracking.champion import crown
 from tessera.tracking.curves import log_threshold_curve
 from tessera.tracking.models import register_bundle
-from tessera.tracking.pictures import contact_sheet
+from tessera.tracking.outbox import Outbox
 from tessera.tracking.runs import Tracker, check_tracking, tracked_run, tracking_uri
 from tessera.workflows.annotated import AnnotatedSet, check_neighbour_levels, check_scorable, load_annotated
 from tessera.workflows.feed import merged, recording
 from tessera.workflows.fine_tuning import inherit, parent_of, tell_parent
-from tessera.workflows.first_batch import KEPT, show_first_batch
-from tessera.workflows.panels import validation_panels
+from tessera.workflows.first_batch import KEPT
+from tessera.workflows.hearing import hear_report
 from tessera.workflows.plain import plain
-from tessera.workflows.progress import following
+from tessera.workflows.progress import Progress, cut_unfinished_line, following
 from tessera.workflows.synthetic import SyntheticVolumes, synthetic_volumes
-from tessera.workflows.training_loop import CURVE, VALIDATION, Split, training_loop
+from tessera.workflows.training_loop import CURVE, Split, training_loop
 from tessera.workflows.training_plan import Prepared, RunPlace
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PROGRESS, RUN, FED_DIGESTS = "progress.jsonl", "run.json", "fed.jsonl"
+OUTBOX, BUNDLE = "outbox", "bundle"
 PARTS = ("train", "validation")
 SYNTHETIC_SHAPE, SYNTHETIC_SEED = (24, 512, 512), 2012
 
@@ -85,15 +86,20 @@ def train(settings: TrainSettings) -> TrainResult:
 
     Raises:
       ValueError, OSError: something does not fit, before workers start.
-      RuntimeError: training failed; the last checkpoint is kept under TESSERA_HOME/runs.
+      RuntimeError: training failed, or MLflow did not take all of it; the last checkpoint is kept under
+        TESSERA_HOME/runs, and the same call goes on from it.
     """
     ready = prepared(settings)
     name = settings.name or time.strftime("train-%Y%m%d-%H%M%S")
     place = RunPlace(home() / "runs" / name)
     with fitted(ready, place) as (run, checkpoint):
-        model_uri = _conclude(run, settings, checkpoint, ready.prints["validation"])
-        bundle = place.folder / "bundle"  # its presence says that the run is finished: it comes last
-        shutil.copytree(checkpoint / "bundle", bundle)
+        with _all_taken(run, checkpoint, name):
+            model_uri = _conclude(run, settings, checkpoint, ready.prints["validation"])
+        bundle = place.folder / BUNDLE  # its presence says that the run is finished: it comes last, and whole
+        draft = place.folder / f".{BUNDLE}"
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(checkpoint / BUNDLE, draft)
+        draft.rename(bundle)
     return TrainResult(name, run.run_id, bundle, model_uri, load_contract(bundle))
 
 
@@ -129,8 +135,8 @@ def fitted(ready: Prepared, place: RunPlace) -> Iterator[tuple[Tracker, Path]]:
     The run is FINISHED when the block ends.
 
     Raises:
-      ValueError, OSError: the folder holds a finished run, or one of other settings.
-      RuntimeError: training failed; the last checkpoint is kept in the folder.
+      ValueError, OSError: the folder holds a finished run, or one of other settings, or another process is at it.
+      RuntimeError: training failed, or MLflow did not take all of it; the last checkpoint is kept in the folder.
     """
     settings, name = ready.settings, place.folder.name
     uri = tracking_uri(settings.tracking.uri, home())
@@ -139,11 +145,11 @@ def fitted(ready: Prepared, place: RunPlace) -> Iterator[tuple[Tracker, Path]]:
     tags, experiment, told = {**own, **place.tags}, settings.tracking.experiment, plain(settings)
     with (
         placed(settings, place.cluster) as share,
+        alone_in(place.folder),
         tracked_run(uri, experiment, name, told, tags, home(), resume=resume) as run,
     ):
-        place.folder.mkdir(parents=True, exist_ok=True)
         begun = {"run_id": run.run_id, "settings": plain(settings), "fingerprints": ready.prints}
-        (place.folder / RUN).write_text(json.dumps(begun, indent=2))
+        write_atomically(place.folder / RUN, json.dumps(begun, indent=2).encode())
         fingerprint = ready.contract.training["fingerprint"]
         _tell_lineage(run, settings, ready.split, fingerprint, ready.prints["validation"])
         if ready.parent is not None:
@@ -151,7 +157,28 @@ def fitted(ready: Prepared, place: RunPlace) -> Iterator[tuple[Tracker, Path]]:
         contract = ready.contract.with_training(
             ready.contract.threshold, run_id=run.run_id, run_name=name, refit_of=settings.refit
         )
-        yield run, _run_group(ready, share, contract, run, place)
+        outbox = Outbox(run, place.folder / OUTBOX)
+        checkpoint = _run_group(ready, share, contract, outbox, place)
+        with _all_taken(run, checkpoint, name):
+            outbox.hand_in()
+        yield run, checkpoint
+
+
+@contextmanager
+def _all_taken(run: Tracker, checkpoint: Path, name: str) -> Iterator[None]:
+    """Say where a trained model lies, and how to go on, where MLflow does not take what the block tells it.
+
+    Raises:
+      RuntimeError: whatever the block raised.
+    """
+    try:
+        yield
+    except Exception as error:  # MLflow's, its client's and the network's types have no common base
+        raise RuntimeError(
+            f"training {name} is done, but MLflow has not all of it: {error}. The model is kept in "
+            f"{checkpoint / BUNDLE} and can be used from there. Once MLflow at {run.uri} answers, the same command "
+            "hands the rest in and registers the model, without training again."
+        ) from error
 
 
 def _tell_lineage(run: Tracker, settings: TrainSettings, split: Split, learned: str, held_out: str) -> None:
@@ -167,11 +194,11 @@ def _tell_lineage(run: Tracker, settings: TrainSettings, split: Split, learned: 
 
 def _conclude(run: Tracker, settings: TrainSettings, checkpoint: Path, held_out: str) -> str:
     """Log the final scores, register the bundle and let it compete; returns its URI."""
-    final = load_contract(checkpoint / "bundle")
+    final = load_contract(checkpoint / BUNDLE)
     if (checkpoint / CURVE).exists():
         rows = json.loads((checkpoint / CURVE).read_text())
         log_threshold_curve(run, rows, final.threshold, settings.schedule.steps)
-    model_uri = register_bundle(run, checkpoint / "bundle", settings.register_as, _requirements())
+    model_uri = register_bundle(run, checkpoint / BUNDLE, settings.register_as, _requirements())
     run.tags({"tessera.model": model_uri})
     score = final.training["validation"].get("v_rand_frozen")
     _log.info("%s: %s", settings.register_as, crown(run.uri, model_uri, score, held_out))
@@ -211,7 +238,7 @@ def chosen_split(settings: TrainSettings, prints: Mapping[str, str]) -> tuple[Sp
     if settings.refit is None:
         return Split(data.train, data.validation), None
     folder = home() / "runs" / settings.refit
-    if not (folder / "bundle").exists():
+    if not (folder / BUNDLE).exists():
         raise FileNotFoundError(f"refit={settings.refit}: there is no finished run in {folder}. Train it first.")
     begun = json.loads((folder / RUN).read_text())
     earlier = begun["settings"]
@@ -223,7 +250,7 @@ def chosen_split(settings: TrainSettings, prints: Mapping[str, str]) -> tuple[Sp
             f"refit={settings.refit}: that run had other settings ({folder / RUN}), so its threshold was chosen for "
             "another recipe. Give the same --config and options."
         )
-    return Split(data.train + data.validation, []), load_contract(folder / "bundle").threshold
+    return Split(data.train + data.validation, []), load_contract(folder / BUNDLE).threshold
 
 
 def with_absolute_data(settings: TrainSettings) -> TrainSettings:
@@ -326,7 +353,7 @@ def _earlier_run(folder: Path, settings: TrainSettings, prints: Mapping[str, str
     if not (folder / RUN).exists():
         return None
     earlier = json.loads((folder / RUN).read_text())
-    if (folder / "bundle").exists():
+    if (folder / BUNDLE).exists():
         raise FileExistsError(f"run {folder.name} is finished ({folder}): give another --name, or leave it out.")
     if earlier["settings"] != plain(settings):
         raise FileExistsError(
@@ -372,10 +399,17 @@ def rounded_batches(settings: TrainSettings) -> str:
     return f"schedule.batch={wanted} is rounded where workers cannot share it evenly: {'; '.join(changed)}"
 
 
-def _run_group(ready: Prepared, share: TrainShare, contract: Contract, run: Tracker, place: RunPlace) -> Path:
+def _run_group(ready: Prepared, share: TrainShare, contract: Contract, outbox: Outbox, place: RunPlace) -> Path:
+    from tessera.engine.checkpoints import last_heard
     from tessera.engine.train import TrainGroup, run_group
 
-    settings, resources, progress = ready.settings, ready.settings.resources, place.folder / PROGRESS
+    settings, resources = ready.settings, ready.settings.resources
+    progress, fed = place.folder / PROGRESS, place.folder / FED_DIGESTS
+    last = last_heard(place.folder)
+    if last is not None and last.metrics["step"] == settings.schedule.steps:
+        return last.folder  # it took all its steps, and was cut before it was registered
+    for file in (progress, fed):
+        cut_unfinished_line(file)
     config = {
         "settings": settings,
         "split": ready.split,
@@ -392,8 +426,8 @@ def _run_group(ready: Prepared, share: TrainShare, contract: Contract, run: Trac
         max_failures=resources.max_failures,
         resize_every_s=resources.resize_every_s,
     )
-    hear = recording(progress.with_name(FED_DIGESTS), partial(hear_report, run, progress))
-    with following(progress, place.tell or partial(_tell, settings.schedule.steps)):
+    hear = recording(fed, partial(hear_report, outbox, Progress(progress)))
+    with following(progress, place.tell or partial(_tell, settings.schedule.steps)), outbox.handing_in():
         return run_group(training_loop, config, group, hear, merged)
 
 
@@ -406,24 +440,3 @@ def _requirements() -> list[str]:
     from importlib.metadata import version
 
     return [f"{name}=={version(name)}" for name in ("tensorflow", "keras", "numpy", "opencv-python-headless", "scipy")]
-
-
-# The controller.
-
-
-def hear_report(run: Tracker, progress: Path, report: Mapping[str, Any], checkpoint: Path | None) -> None:
-    """Write one report to MLflow and to the progress file; called in the controller, the only writer."""
-    if "step" not in report:
-        return
-    values = {name: float(value) for name, value in report.items() if name != "step" and value is not None}
-    with progress.open("a") as file:
-        file.write(json.dumps({"step": report["step"], **values}) + "\n")
-    run.metrics(values, step=int(report["step"]))
-    show_first_batch(run, progress.parent)
-    if checkpoint is not None and (checkpoint / VALIDATION).exists():
-        run.picture("validation", validation_picture(load_arrays(checkpoint / VALIDATION)), int(report["step"]))
-
-
-def validation_picture(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
-    """Raw, probability and truth of the same validation sections at every checkpoint, side by side."""
-    return contact_sheet(validation_panels(arrays), [str(name) for name in arrays["names"]])

@@ -70,11 +70,12 @@ def training_loop(config: dict[str, Any]) -> None:
         report(feed.told({**line, "epoch": epoch, **system(), **group}))
 
     def on_checkpoint(snapshot: Snapshot) -> None:
+        position = feed.position(snapshot.step)
         if rank == 0:
             line, save = judged(snapshot, contract, held_out)
-            report(feed.told(line), both(save, feed.position(snapshot.step).save))
+            report(feed.told(line), both(save, position.save))
         else:
-            report(feed.told({}))
+            report(feed.told({}), position.save)
 
     plan = FitPlan(schedule.steps, schedule.log_every, schedule.checkpoint_every, settings.seed)
     try:
