@@ -1,13 +1,14 @@
-# make demo | test | lint | soak | ui. Each sets the environment up first; a second run does not install again.
+# make demo | test | lint | soak | bench | ui. Each sets the environment up first; a second run does not install again.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 TESSERA_HOME ?= $(HOME)/tessera
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 CONSTRAINTS := infra/constraints.txt
 
-.PHONY: demo test lint soak ui clean
+.PHONY: demo test lint soak bench ui clean
 
 demo: $(READY)
 	$(BIN)/tessera demo
@@ -25,6 +26,10 @@ lint: $(READY)
 soak: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+# All benchmarks of a few minutes, or one by name: make bench ONLY=augmentation
+bench: $(PEERS)
+	$(BIN)/python tests/benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
+
 ui: $(READY)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(TESSERA_HOME)/mlflow.db
 
@@ -38,6 +43,14 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	  $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"; \
 	fi
 	touch $(READY)
+
+# What the benchmarks are compared with. One that cannot be had here is skipped, and the results say so. elasticdeform's
+# wheel wants NumPy 1 and is built instead.
+$(PEERS): $(READY)
+	for peer in elasticdeform albumentations monai; do \
+	  $(BIN)/python -m pip install --quiet --no-binary elasticdeform --constraint $(CONSTRAINTS) $$peer || true; \
+	done
+	touch $(PEERS)
 
 clean:
 	rm -rf $(VENV)

@@ -11,6 +11,7 @@ import pytest
 
 from bundles import make_bundle
 from tessera.images.normalise import Normalisation
+from tessera.model import training
 from tessera.model.bundle import Contract, load_model
 from tessera.model.numerics import Numerics, agreed
 from tessera.model.optimiser import OptimiserSpec
@@ -65,6 +66,42 @@ def test_mixed_precision_learns_alike_and_its_bundle_is_float32(tmp_path: Path, 
     kept = load_model(tmp_path / "mixed" / "bundle")
     assert {layer.compute_dtype for layer in kept.layers} == {"float32"}
     assert keras.config.dtype_policy().name == "float32", "what is built next is not affected"
+
+
+def test_one_worker_trains_on_fused_normalisation_and_keeps_keras_own(tmp_path: Path) -> None:
+    import keras
+
+    kinds: list[set[type]] = []
+
+    def on_checkpoint(snapshot: Snapshot) -> None:
+        snapshot.save(tmp_path, CONTRACT)
+        kinds.append({type(layer) for layer in snapshot.model.layers})
+
+    plan = FitPlan(2, log_every=1, checkpoint_every=2, seed=5)
+    fit(_batches, SPEC, OptimiserSpec(), plan, on_step=lambda line: None, on_checkpoint=on_checkpoint)
+    kinds.append({type(layer) for layer in load_model(tmp_path / "bundle").layers})
+    for kept in kinds:
+        assert [kind for kind in kept if issubclass(kind, keras.layers.BatchNormalization)] == [
+            keras.layers.BatchNormalization
+        ]
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+def test_fused_normalisation_is_keras_normalisation(
+    tmp_path: Path, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses of 8 steps, and after them weights and moving statistics, which inference normalises with."""
+    import keras
+
+    fused = _losses(tmp_path / "fused", Numerics(precision))
+    monkeypatch.setattr(training, "fused_normalisation", lambda: keras.layers.BatchNormalization)
+    plain = _losses(tmp_path / "plain", Numerics(precision))
+    assert fused != plain, "the additions have another order"
+    tolerance = 1e-5 if precision == "float32" else 1e-2
+    np.testing.assert_allclose(fused, plain, rtol=tolerance)
+    kept = [load_model(tmp_path / arm / "bundle").get_weights() for arm in ("fused", "plain")]
+    for one, other in zip(*kept, strict=True):
+        np.testing.assert_allclose(one, other, rtol=10 * tolerance, atol=tolerance)
 
 
 def test_deterministic_operations_are_switched_on_where_asked_for(tmp_path: Path, determinism_undone: Any) -> None:

@@ -120,13 +120,11 @@ def warp_together(
     box = _covering_box(sampling_map)
     image, labels, weights = _window(image, box), _window(labels, box), _window(weights, box)
     local = sampling_map - np.asarray(box.start, np.float32)[:, None, None]
+    warped = _sample(weights, local, "linear")
+    if weights.min() <= 0:
+        warped *= _sample((weights > 0).view(np.uint8), local, "nearest")
     # Labels are names, not amounts: nearest keeps every value one that existed.
-    known = _sample((weights > 0).view(np.uint8), local, "nearest")
-    return (
-        _sample_channels(image, local, interpolation),
-        _sample(labels, local, "nearest"),
-        _sample(weights, local, "linear") * known,
-    )
+    return _sample_channels(image, local, interpolation), _sample(labels, local, "nearest"), warped
 
 
 def check_triple(image: NDArray[Any], labels: NDArray[Any], weights: NDArray[Any]) -> None:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.model.bundle import Contract, load_model, save_bundle
-from tessera.model.numerics import FLOAT32, Numerics, agreed, layers_of, switch_off_tf32, switch_on_determinism
+from tessera.model.numerics import (
+    FLOAT32,
+    Numerics,
+    agreed,
+    fused_normalisation,
+    layers_of,
+    switch_off_tf32,
+    switch_on_determinism,
+)
 from tessera.model.optimiser import OptimiserSpec
 from tessera.model.predictor import Predict, valid_predict
 from tessera.model.spec import UnetSpec
@@ -169,14 +178,15 @@ class _Trainer:
                 switch_on_determinism()
             from tessera.model.unet import build_unet
 
+            alone = self.workers == 1
+            norm = fused_normalisation() if alone else keras.layers.BatchNormalization
             with layers_of(numerics.precision):
-                self.model = build_unet(spec, seed=plan.seed, synchronized=self.workers > 1)
+                self.model = build_unet(spec, seed=plan.seed, synchronized=not alone, normalisation=norm)
             if start_from is not None:  # before the average, which begins at the weights of this moment
                 _take_weights(self.model, start_from)
             self.optimizer = _make_optimizer(keras, optimiser, numerics)
             self.optimizer.build(self.model.trainable_variables)
-        # What is validated and kept computes in float32, whatever the training does.
-        self._exact = build_unet(spec) if numerics.precision == "mixed" else None
+        self._spec = spec
         self.averaged = _Averaged(tf, self.strategy, spec, self.model, self.workers) if optimiser.ema_momentum else None
         self.memory = optimiser.ema_norm_batches if self.averaged and spec.batch_norm else 0
         self._recent: deque[NDArray[np.float32]] = deque(maxlen=self.memory)
@@ -207,10 +217,15 @@ class _Trainer:
         """The network to judge and keep; every worker must ask for it at the same steps."""
         if self.averaged:
             return self.averaged.network(self._recent)
-        if self._exact is None:
-            return self.model
-        self._exact.set_weights(self.model.get_weights())
-        return self._exact
+        self._kept.set_weights(self.model.get_weights())
+        return self._kept
+
+    @cached_property
+    def _kept(self) -> Any:
+        """Keras' own layers in float32, whatever the training computes with."""
+        from tessera.model.unet import build_unet
+
+        return build_unet(self._spec)
 
     def restore(self, folder: Path) -> tuple[int, list[float]]:
         """Load a checkpoint; returns the number of steps it has behind it, and the losses not yet spoken of."""

@@ -6,8 +6,9 @@ The graph ends in logits; the loss and the predictor apply the sigmoid where it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import keras
 from keras import layers
@@ -15,15 +16,22 @@ from keras import layers
 from tessera.model.spec import UnetSpec
 
 
-def build_unet(spec: UnetSpec, *, seed: int = 0, synchronized: bool = False) -> keras.Model:
+def build_unet(
+    spec: UnetSpec,
+    *,
+    seed: int = 0,
+    synchronized: bool = False,
+    normalisation: Callable[..., layers.Layer] = layers.BatchNormalization,
+) -> keras.Model:
     """Build the graph: (batch, y, x, sections) float32 in, (batch, y', x', 1) float32 logits out.
 
     Args:
       spec: the network.
       seed: of the initial weights and the dropout masks.
       synchronized: let batch normalisation average its statistics over data-parallel replicas.
+      normalisation: the layer that computes it: Keras' own, or for training a faster one with the same weights.
     """
-    stage = _Stages(spec, seed, synchronized)
+    stage = _Stages(spec, seed, partial(normalisation, momentum=0.95, synchronized=synchronized))
     image = keras.Input((None, None, spec.input_sections), name="image")
     features, skips = image, []
     for level in range(spec.depth):
@@ -68,8 +76,8 @@ def skip_crops(depth: int) -> Sequence[int]:
 class _Stages:
     """Layer factories that share the spec, one seed stream and the naming."""
 
-    def __init__(self, spec: UnetSpec, seed: int, synchronized: bool) -> None:
-        self.spec, self.seed, self.synchronized, self.count = spec, seed, synchronized, 0
+    def __init__(self, spec: UnetSpec, seed: int, norm: Callable[..., layers.Layer]) -> None:
+        self.spec, self.seed, self.norm, self.count = spec, seed, norm, 0
 
     def initializer(self) -> keras.initializers.Initializer:
         # He et al. 2015: Gaussian of variance 2 / fan-in, untruncated as in the paper's section 3.
@@ -93,9 +101,7 @@ class _Stages:
             name=name,
         )(features)
         if self.spec.batch_norm:
-            features = layers.BatchNormalization(momentum=0.95, synchronized=self.synchronized, name=f"{name}_norm")(
-                features
-            )
+            features = self.norm(name=f"{name}_norm")(features)
         return layers.ReLU(name=f"{name}_relu")(features)
 
     def up(self, features: keras.KerasTensor, level: int) -> keras.KerasTensor:
