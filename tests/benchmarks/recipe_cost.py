@@ -35,8 +35,8 @@ from tessera.model.predictor import predict_middle
 from tessera.model.training import FitPlan, Snapshot, fit
 from tessera.settings.train import TrainSettings
 from tessera.workflows.annotated import AnnotatedSet
-from tessera.workflows.train import first_contract
 from tessera.workflows.training_loop import SamplingSource, make_sample, sampling_source
+from tessera.workflows.training_plan import first_contract
 
 DEPTH = 2
 """Sections of the synthetic volume: no step is slower for more of them."""

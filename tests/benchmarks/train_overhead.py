@@ -107,7 +107,7 @@ def speeds_of(settings: TrainSettings, folder: Path, pairs: int = PAIRS) -> dict
     from tessera.engine.session import cluster_size, connected
     from tessera.engine.train import TrainGroup, run_group
     from tessera.workflows.annotated import load_annotated
-    from tessera.workflows.train import first_contract
+    from tessera.workflows.training_plan import first_contract
 
     contract = first_contract(settings, load_annotated(settings.data.train, settings.data))
     config = {"settings": settings, "contract": contract, "folder": str(folder)}
@@ -130,7 +130,7 @@ def with_synthetic_data(settings: TrainSettings, pairs: int) -> TrainSettings:
 
     from tessera.settings.common import RunnerSettings
     from tessera.workflows.synthetic import synthetic_volumes
-    from tessera.workflows.train import synthetic_data
+    from tessera.workflows.training_plan import synthetic_data
 
     volumes = synthetic_volumes(SECTIONS, settings.seed, RunnerSettings(engine="serial"))
     schedule = replace(settings.schedule, steps=TURN_STEPS * (pairs + 1))

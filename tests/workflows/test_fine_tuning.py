@@ -28,7 +28,8 @@ from tessera.tracking.runs import tracked_run, tracking_uri
 from tessera.workflows.annotated import AnnotatedSet
 from tessera.workflows.fine_tuning import inherit, parent_of
 from tessera.workflows.models import find_model
-from tessera.workflows.train import first_contract, train
+from tessera.workflows.train import train
+from tessera.workflows.training_plan import first_contract
 from volumes import grey, mask, put_volume
 
 NETWORK = UnetSpec(3, 2, "same", batch_norm=True, dropout=0.2)

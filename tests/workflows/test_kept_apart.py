@@ -20,7 +20,7 @@ from tessera.storage.ledger import ledger_path, remove_output
 from tessera.storage.volumes import open_volume
 from tessera.workflows.annotated import load_annotated
 from tessera.workflows.synthetic import synthetic_volumes
-from tessera.workflows.train import check_turns
+from tessera.workflows.training_plan import check_turns
 from volumes import grey, mask, put_volume
 
 Capsys = pytest.CaptureFixture[str]

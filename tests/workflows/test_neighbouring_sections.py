@@ -26,8 +26,8 @@ from tessera.settings.train import AnnotatedSections, DataSettings, ScheduleSett
 from tessera.storage.volumes import create_volume, open_volume
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
 from tessera.workflows.predict import predict
-from tessera.workflows.train import first_contract, load_for
 from tessera.workflows.training_loop import make_sample, sampling_source, validate
+from tessera.workflows.training_plan import first_contract, load_for
 from volumes import grey, mask, put_volume
 
 SHAPE = (6, 59, 75)

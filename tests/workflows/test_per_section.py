@@ -25,8 +25,8 @@ from tessera.workflows.annotated import load_annotated
 from tessera.workflows.levels import attribute_of, volume_levels
 from tessera.workflows.outputs import digest_of
 from tessera.workflows.predict import predict
-from tessera.workflows.train import first_contract
 from tessera.workflows.training_loop import sampling_source
+from tessera.workflows.training_plan import first_contract
 from volumes import mask, put_volume
 
 SHAPE, INVALID = (5, 83, 121), 3

@@ -17,8 +17,8 @@ from tessera.model.optimiser import OptimiserSpec
 from tessera.model.spec import UnetSpec
 from tessera.settings.train import LossSettings, ScheduleSettings, TrainSettings
 from tessera.workflows.annotated import AnnotatedSet
-from tessera.workflows.train import first_contract
 from tessera.workflows.training_loop import SamplingSource, make_sample, samples_of_step, sampling_source
+from tessera.workflows.training_plan import first_contract
 
 SETTINGS = TrainSettings(
     network=UnetSpec(8, 3, "same", batch_norm=True, dropout=0.0),

@@ -33,8 +33,9 @@ from tessera.tracking.runs import tracking_uri
 from tessera.workflows import train as workflow
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
 from tessera.workflows.models import find_model
-from tessera.workflows.train import TrainResult, first_contract, rounded_batches, train
+from tessera.workflows.train import TrainResult, rounded_batches, train
 from tessera.workflows.training_loop import make_sample, samples_of_step, sampling_source, validate
+from tessera.workflows.training_plan import first_contract
 
 SECTIONS, SIZE = 6, 96
 

@@ -27,7 +27,7 @@ from tessera.settings.train import AnnotatedSections, DataSettings, ScheduleSett
 from tessera.settings.tune import EarlyStopping, TuneSettings
 from tessera.tracking.runs import tracking_uri
 from tessera.workflows.plain import plain
-from tessera.workflows.train import prepared
+from tessera.workflows.training_plan import prepared
 from tessera.workflows.trials import Record, Trial, read_record, run_trial, write_record
 from tessera.workflows.tune import TuneResult, anywhere, default_name, trial_folder, tune
 from volumes import mask, put_volume

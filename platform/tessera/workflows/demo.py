@@ -35,7 +35,8 @@ from tessera.workflows.panels import SectionPanels
 from tessera.workflows.predict import predict
 from tessera.workflows.segment import segment
 from tessera.workflows.synthetic import SyntheticVolumes, synthetic_volumes
-from tessera.workflows.train import TrainResult, synthetic_data, train
+from tessera.workflows.train import TrainResult, train
+from tessera.workflows.training_plan import synthetic_data
 
 _log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tessera.settings.train import TrainSettings
-from tessera.workflows.train import PROGRESS, RUN, fitted, prepared
-from tessera.workflows.training_plan import RunPlace
+from tessera.workflows.train import PROGRESS, fitted
+from tessera.workflows.training_plan import RUN, RunPlace, prepared
 
 if TYPE_CHECKING:
     from tessera.engine.placement import ClusterSize

@@ -31,8 +31,7 @@ from tessera.settings.tune import TuneSettings
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 from tessera.tracking.trials import PARENT, TrialRow, close_run, tell_trials
 from tessera.workflows.plain import plain
-from tessera.workflows.train import check_same_data, prepared
-from tessera.workflows.training_plan import Prepared
+from tessera.workflows.training_plan import Prepared, check_same_data, prepared
 from tessera.workflows.trials import RECORD, Record, Trial, ended, read_record, run_trial, write_record
 
 _log = logging.getLogger(__name__)
