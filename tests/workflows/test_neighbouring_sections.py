@@ -176,6 +176,21 @@ def test_each_neighbour_is_normalised_by_levels_of_its_own(raw: np.ndarray, tmp_
     assert set(open_volume(tmp_path / "roi.zarr").attributes["section_levels"]) == {"1", "2", "3"}
 
 
+def test_a_neighbour_without_an_entry_in_the_table_is_refused(raw: np.ndarray, tmp_path: Path) -> None:
+    """It would be shown as flat grey, and nothing would tell."""
+    contract = load_contract(make_bundle(tmp_path / "bundle", input_sections=3))
+    contract = replace(contract, normalisation=Normalisation("per_section", 0.5, 0.6))
+    core = Box((2, 0, 0), (3, 16, 16))
+    with pytest.raises(ValueError, match=r"sections \[3\] of .* have no entry in the table of grey levels"):
+        predict_box(
+            _unused, lambda b: raw[b.slices], SHAPE, core, (1, 16, 16), contract, {1: (9.0, 99.0), 2: (9.0, 99.0)}
+        )
+
+
+def _unused(tiles: np.ndarray) -> np.ndarray:
+    raise AssertionError("it was predicted")
+
+
 def _order(bundle: Path, raw: np.ndarray) -> tuple[Any, np.ndarray, Any]:
     network, contract = load_predictor(bundle)
     return network, raw, contract
