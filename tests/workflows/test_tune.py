@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -54,9 +54,12 @@ def _settings(data: DataSettings, **changes: Any) -> TuneSettings:
         augmentation=Augmentation(flips=True),
         schedule=ScheduleSettings(steps=4, batch=2, crop_px=16, log_every=2, checkpoint_every=2),
     )
-    # A crop of 17 px fits no network of depth 2, which only the trial that draws it can tell.
-    search = {"network.filters": {"grid": [2, 3, 4]}, "schedule.crop_px": {"int": [16, 17]}}
-    return replace(TuneSettings(search, train, name="tiny", trials=3, concurrent=2, seed=6), **changes)
+    return replace(TuneSettings(_search(2, 3), train, name="tiny", trials=2, concurrent=2, seed=6), **changes)
+
+
+def _search(*filters: int) -> dict[str, Any]:
+    """A crop of 17 px fits no network of depth 2, which only the trial that draws it can tell."""
+    return {"network.filters": {"grid": list(filters)}, "schedule.crop_px": {"int": [16, 17]}}
 
 
 def _client(home: Path) -> MlflowClient:
@@ -66,15 +69,12 @@ def _client(home: Path) -> MlflowClient:
 def test_a_search_from_trials_to_settings_that_can_be_trained(
     ray_session: None, data: DataSettings, home: Path
 ) -> None:
-    """One story, because each trial costs an import of TensorFlow."""
+    """One story of one trial that trains and one that cannot, because a trial costs an import of TensorFlow."""
     settings = _settings(data)
-    legal = [i for i, point in enumerate(settings.points) if point["schedule.crop_px"] == 16]
-    assert len(legal) == 2
+    assert [point["schedule.crop_px"] for point in settings.points] == [16, 17]
     result = tune(settings)
-    states = [record.state for record in result.records]
-    assert states == ["finished" if i in legal else "failed" for i in range(3)]
-    assert result.winner == max(legal, key=lambda i: result.records[i].score or 0)
-    assert all(record.step == 4 for record in result.records if record.state == "finished")
+    assert [(record.state, record.step) for record in result.records] == [("finished", 4), ("failed", 0)]
+    assert result.winner == 0
     _assert_the_runs_are_nested(result, home)
     _assert_the_best_can_be_trained(settings, result)
     _assert_the_same_command_runs_nothing_again(settings, result, home)
@@ -94,7 +94,7 @@ def _assert_the_runs_are_nested(result: TuneResult, home: Path) -> None:
     best = result.records[result.winner]
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {
-        "trials_finished": 2,
+        "trials_finished": 1,
         "trials_stopped": 0,
         "trials_failed": 1,
         "val_v_rand": pytest.approx(best.score),
@@ -119,10 +119,40 @@ def _assert_the_same_command_runs_nothing_again(settings: TuneSettings, result: 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("progress.jsonl")}
     runs = len(_client(home).search_runs(["1"]))
     again = tune(settings)
-    assert len(_client(home).search_runs(["1"])) == runs == 4, "one for the search, one for each trial"
+    assert len(_client(home).search_runs(["1"])) == runs == 3, "one for the search, one for each trial"
     assert (again.run_id, again.winner) == (result.run_id, result.winner)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("progress.jsonl")} == before
     assert not list(folder.rglob("weights.keras")), "a search leaves scores, not weights"
+
+
+def _artifact(home: Path, run_id: str, name: str) -> str:
+    return Path(_client(home).download_artifacts(run_id, name)).read_text()
+
+
+@pytest.mark.parametrize(("metric", "winner"), [("val_v_rand", 2), ("val_pixel_error", 0)])
+def test_the_best_is_the_best_of_those_that_finished(
+    data: DataSettings, home: Path, metric: Literal["val_v_rand", "val_pixel_error"], winner: int
+) -> None:
+    """All ended in an earlier try, so that nothing is left to run."""
+    settings = _settings(data, search={"network.filters": {"grid": [2, 3, 4, 5]}}, trials=0, metric=metric)
+    scores = {"finished": [0.2, 0.3, 0.4], "stopped": [0.9 if settings.mode == "max" else 0.1]}
+    ends = [(state, score) for state, told in scores.items() for score in told]
+    for index, (state, score) in enumerate(ends):
+        write_record(trial_folder(home / "searches" / "tiny", index), Record(state, score, 4))  # type: ignore[arg-type]
+    result = tune(settings)
+    assert result.winner == winner
+    assert yaml.safe_load(result.best.read_text())["network"]["filters"] == winner + 2
+    table = json.loads(_artifact(home, result.run_id, "trials.json"))
+    assert table["data"][0][0] == f"tiny-{winner:03d}" and len(table["data"]) == 4
+    assert table["data"][-1][1] == "stopped"
+
+
+def test_a_search_of_which_no_trial_finished_says_why(data: DataSettings, home: Path) -> None:
+    settings = _settings(data, search=_search(2, 3), seed=9)
+    assert [point["schedule.crop_px"] for point in settings.points] == [17, 17]
+    with pytest.raises(RuntimeError, match=r"none of 2 trials finished: schedule\.crop_px: crop=17 px is illegal"):
+        tune(settings)
+    assert not (home / "searches" / "tiny" / "best.yaml").exists()
 
 
 def test_a_name_is_kept_by_the_same_search_however_many_trials_it_has(data: DataSettings) -> None:
@@ -163,7 +193,13 @@ def test_a_trial_that_ended_before_reports_again_and_trains_no_more(data: DataSe
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on_with_what_is_left(data: DataSettings, home: Path, tmp_path: Path) -> None:
-    settings = _settings(data, concurrent=1, early_stopping=EarlyStopping("asha", grace_steps=2, factor=2))
+    settings = _settings(
+        data,
+        search=_search(2, 3, 4),
+        trials=3,
+        concurrent=1,
+        early_stopping=EarlyStopping("asha", grace_steps=2, factor=2),
+    )
     config = tmp_path / "tune.yaml"
     config.write_text(yaml.safe_dump(plain(settings)))
     command = [sys.executable, "-m", "tessera.cli", "tune", "--config", str(config)]
