@@ -100,6 +100,11 @@ def _hear(heard: Path, deaths: list[int], metrics: Mapping[str, Any], checkpoint
         file.write(json.dumps(metrics) + "\n")
 
 
+@pytest.fixture(autouse=True)
+def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.05")
+
+
 def _run(
     folder: Path, storage: Path, *, deaths: list[Any] = (), controller_deaths: list[int] = (), **config: Any
 ) -> Path:  # type: ignore[assignment]

@@ -30,7 +30,7 @@ from tessera.images.augment import Augmentation
 from tessera.model.numerics import Numerics
 from tessera.model.optimiser import OptimiserSpec
 from tessera.model.spec import UnetSpec
-from tessera.settings.common import TrackingSettings
+from tessera.settings.common import TrainingTrackingSettings
 from tessera.settings.train import (
     AnnotatedSections,
     DataSettings,
@@ -67,7 +67,7 @@ def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.05")
 
 
-def _settings(data: DataSettings, name: str, steps: int) -> TrainSettings:
+def _settings(data: DataSettings, name: str, steps: int, failures: int = 2) -> TrainSettings:
     """Everything that a restart must bring back is in use: momentum, averages, batch statistics, dropout."""
     return TrainSettings(
         name=name,
@@ -76,7 +76,7 @@ def _settings(data: DataSettings, name: str, steps: int) -> TrainSettings:
         augmentation=Augmentation(elastic_sigma_px=2.0, flips=True, noise_sigma=0.05),
         optimiser=OptimiserSpec(learning_rate=1e-2, warmup_steps=2, ema_momentum=0.8, ema_norm_batches=2),
         schedule=ScheduleSettings(steps=steps, batch=2, crop_px=32, log_every=1, checkpoint_every=EVERY),
-        resources=ResourceSettings(workers=2, max_failures=100),
+        resources=ResourceSettings(workers=2, max_failures=failures),
         numerics=Numerics(deterministic=True),
     )
 
@@ -188,10 +188,10 @@ def test_training_outlives_its_server_its_workers_and_its_driver(
     The first loses its server, which does not touch its steps; the second loses a worker and then its driver.
     """
     rng = np.random.default_rng(20)
-    undisturbed = replace(_settings(volumes, "undisturbed", 18))
+    undisturbed = _settings(volumes, "undisturbed", 18)
     expected = _outlives_its_server(undisturbed, home, tmp_path, empty_database, monkeypatch)
 
-    disturbed = replace(undisturbed, name="disturbed", tracking=TrackingSettings())
+    disturbed = replace(undisturbed, name="disturbed", tracking=TrainingTrackingSettings())
     folder = home / "runs" / "disturbed"
     with _driving(disturbed, home) as driver:
         _until_step(folder, int(rng.integers(1, 2 * EVERY)), driver.alive)
@@ -215,7 +215,7 @@ def _outlives_its_server(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     shutil.copy(database, tmp_path / "mlflow.db")
     server, folder = MlflowServer(tmp_path), home / "runs" / "undisturbed"
-    settings = replace(settings, tracking=TrackingSettings(uri=server.uri))
+    settings = replace(settings, tracking=TrainingTrackingSettings(uri=server.uri))
     with pytest.raises(ConnectionError, match=rf"MLflow at {server.uri} does not answer.*Try null"):
         train(settings)
     assert not folder.exists(), "nothing was begun"
@@ -280,11 +280,11 @@ def test_a_long_training_outlives_many_deaths_of_each_kind(volumes: DataSettings
     rng = np.random.default_rng(6)
     kinds = [str(kind) for kind in rng.permutation(["worker", "group", "driver"] * rounds)]
     steps = (2 * len(kinds) + 2) * EVERY
-    plain_run = replace(_settings(volumes, "undisturbed", steps))
+    plain_run = _settings(volumes, "undisturbed", steps, failures=100)
     with _driving(plain_run, home) as driver:
         assert driver.process.wait(timeout=1800) == 0
     expected = {step: values[0] for step, values in _losses(driver.folder).items()}
-    settings = replace(plain_run, name="mortal", tracking=TrackingSettings(experiment="mortal"))
+    settings = replace(plain_run, name="mortal", tracking=TrainingTrackingSettings(experiment="mortal"))
     driver = Driver(settings, home)
     deaths = []
     try:

@@ -83,6 +83,8 @@ def run_group(
     """
     folder = group.storage / group.name
     mend(folder)
+    # The controller takes one report per look, and looks every 2 s unless told otherwise: quick steps would wait.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     resources = {"CPU": group.cpus_per_worker} | ({"GPU": 1} if group.use_gpu else {})
     trainer = DataParallelTrainer(
         partial(_until_final, loop),
@@ -108,8 +110,8 @@ def run_group(
         raise RuntimeError(f"training {group.name} failed: {_root_cause(error, folder)}") from error
     except ray.exceptions.RayActorError as error:
         raise RuntimeError(
-            f"training {group.name} lost its controller: {error}. The last checkpoint is kept, and the same command "
-            "goes on from it."
+            f"training {group.name} lost its controller: {str(error).splitlines()[0]} The last checkpoint is kept, and "
+            "the same command goes on from it."
         ) from error
     if result.return_value is not None:
         raise RuntimeError(f"training {group.name} failed: {result.return_value}")
