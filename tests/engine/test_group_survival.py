@@ -138,6 +138,7 @@ def _free_what_lost_controllers_held() -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(found))))
 
 
+@pytest.mark.slow
 def test_a_group_outlives_its_workers_and_its_controller(ray_session: None, tmp_path: Path) -> None:
     """One story: a worker, all workers, one while it writes, one before it reports, and twice the controller."""
     storage = tmp_path / "runs"

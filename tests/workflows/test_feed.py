@@ -168,6 +168,7 @@ def _fed(folder: Path, workers: int, cpus_per_worker: float, dies_at: int | None
     return [[line["step"], line["first_sample"], line["samples"], int(line["digest"], 16)] for line in lines]
 
 
+@pytest.mark.slow
 def test_steps_are_fed_the_same_by_any_workers_and_after_a_restart(ray_session: None, tmp_path: Path) -> None:
     """Of the session's 4 CPUs, those that no training worker reserves carry one Data worker each."""
     four_data_workers = _feed_of(_source(), Position())
