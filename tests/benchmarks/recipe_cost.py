@@ -134,7 +134,7 @@ def extrapolated(settings: TrainSettings, timings: Timings, held_out: int) -> di
     validation = validations * held_out * settings.inference.symmetries * timings.section
     return {
         "seconds_per_step": seconds,
-        "seconds_of_it_sampling": median(timings.sampling),
+        "seconds_of_it_sampling": median(timings.sampling[1:] or timings.sampling),
         "seconds_per_section_and_orientation": timings.section,
         "hours_of_steps": schedule.steps * seconds / 3600,
         "hours_of_validation": validation / 3600,

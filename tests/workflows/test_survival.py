@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -119,10 +119,7 @@ class Driver:
 
     def kill_workers(self, count: int) -> None:
         """SIGKILL to `count` of the training workers, all at once."""
-        found = [p for p in psutil.Process(self.process.pid).children(recursive=True) if _is_worker(p)]
-        assert len(found) == 2, found
-        for worker in found[:count]:
-            worker.kill()
+        kill_workers(self.process.pid, count)
 
     def strike(self, kind: str) -> None:
         """Kill one worker, the group or the driver."""
@@ -132,12 +129,19 @@ class Driver:
             self.kill_workers({"worker": 1, "group": 2}[kind])
 
     def kill(self) -> None:
-        """SIGKILL to the driver; its Ray ends with it, or the next would meet it."""
+        """SIGKILL to the driver; its Ray ends with it, or the next would meet it.
+
+        Two of Ray's agents look for their raylet once in a while only: they are not waited for.
+        """
         left = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait()
-        _, alive = psutil.wait_procs(left, timeout=60)
+        agents = [process for process in left if _name(process).endswith("Agent")]
+        _, alive = psutil.wait_procs([process for process in left if process not in agents], timeout=60)
         assert not alive, alive
+        for agent in agents:
+            with suppress(psutil.NoSuchProcess):
+                agent.kill()
 
     def end(self) -> None:
         """Leave nothing behind, whatever the test came to."""
@@ -145,11 +149,20 @@ class Driver:
             self.kill()
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def kill_workers(driver: int, count: int) -> None:
+    """SIGKILL to `count` of the two training workers of a driver, all at once."""
+    found = [p for p in psutil.Process(driver).children(recursive=True) if _name(p).startswith(WORKER)]
+    assert len(found) == 2, found
+    for worker in found[:count]:
+        worker.kill()
+
+
+def _name(process: psutil.Process) -> str:
+    """What Ray calls the process; nothing where it is gone."""
     try:
-        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith(WORKER)
+        return next(iter(process.cmdline()), "")
     except psutil.Error:
-        return False
+        return ""
 
 
 @contextmanager
@@ -162,20 +175,15 @@ def _driving(settings: TrainSettings, home: Path) -> Iterator[Driver]:
 
 
 @contextmanager
-def _killed_at(server: MlflowServer, folder: Path, step: int) -> Iterator[None]:
-    """Kill the server when the run that trains inside the block reaches a step."""
-
-    def kill() -> None:
-        _until_step(folder, step)
-        server.kill()
-
-    thread = threading.Thread(target=kill, daemon=True)
+def _meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """Do something while the training inside the block goes on."""
+    thread = threading.Thread(target=act, daemon=True)
     thread.start()
     yield
     thread.join()
 
 
-def test_training_outlives_its_server_its_workers_and_its_driver(
+def test_training_outlives_its_server_and_a_worker(
     ray_session: None,
     volumes: DataSettings,
     home: Path,
@@ -183,61 +191,52 @@ def test_training_outlives_its_server_its_workers_and_its_driver(
     empty_database: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One story, because each group costs an import of TensorFlow: two runs of the same seed, both disturbed.
-
-    The first loses its server, which does not touch its steps; the second loses a worker and then its driver.
-    """
-    rng = np.random.default_rng(20)
-    undisturbed = _settings(volumes, "undisturbed", 18)
-    expected = _outlives_its_server(undisturbed, home, tmp_path, empty_database, monkeypatch)
-
-    disturbed = replace(undisturbed, name="disturbed", tracking=TrainingTrackingSettings())
-    folder = home / "runs" / "disturbed"
-    with _driving(disturbed, home) as driver:
-        _until_step(folder, int(rng.integers(1, 2 * EVERY)), driver.alive)
-        driver.kill_workers(1)
-        with pytest.raises(FileExistsError, match=r"another process is working in .*disturbed"):
-            train(disturbed)
-        _until_step(folder, int(rng.integers(EVERY + 1, 18)), driver.alive)
-        driver.kill()
-    with _driving(disturbed, home) as driver:
-        assert driver.process.wait(timeout=300) == 0, (folder / "driver.log").read_text()[-3000:]
-    _assert_as_if_undisturbed(folder, expected, restarts=2)
-    _assert_one_mlflow_run(disturbed, home, expected)
-    with pytest.raises(FileExistsError, match="run disturbed is finished"):
-        train(disturbed)
-
-
-def _outlives_its_server(
-    settings: TrainSettings, home: Path, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[int, float]:
-    """Train while the server dies; hand in and register when it is back. Returns the losses of the steps."""
+    """One story, because each group costs an import of TensorFlow: the server dies, then a worker, in one run."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    shutil.copy(database, tmp_path / "mlflow.db")
-    server, folder = MlflowServer(tmp_path), home / "runs" / "undisturbed"
-    settings = replace(settings, tracking=TrainingTrackingSettings(uri=server.uri))
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    server, folder = MlflowServer(tmp_path), home / "runs" / "disturbed"
+    settings = replace(_settings(volumes, "disturbed", 18), tracking=TrainingTrackingSettings(uri=server.uri))
     with pytest.raises(ConnectionError, match=rf"MLflow at {server.uri} does not answer.*Try null"):
         train(settings)
     assert not folder.exists(), "nothing was begun"
+
+    def disturb() -> None:
+        _until_step(folder, 2)
+        server.kill()
+        _until_step(folder, EVERY + 1)
+        with pytest.raises(FileExistsError, match=r"another process is working in .*disturbed"):
+            train(settings)
+        kill_workers(os.getpid(), 1)
+
     server.start()
     try:
         server.wait()
-        told = r"training undisturbed is done, but MLflow has not all of it.*is kept in .*without training again"
-        with _killed_at(server, folder, 5), pytest.raises(RuntimeError, match=told):
+        told = r"training disturbed is done, but MLflow has not all of it.*is kept in .*without training again"
+        with _meanwhile(disturb), pytest.raises(RuntimeError, match=told):
             train(settings)
         begun = json.loads((folder / "run.json").read_text())["run_id"]
         server.start()
         server.wait()
-        result = train(settings)
-        assert result.run_id == begun
-        losses = {step: values[0] for step, values in _losses(folder).items()}
-        history = MlflowClient(server.uri).get_metric_history(begun, "loss")
-        assert {m.step: m.value for m in history} == losses
-        assert len(history) == len(losses) == 18, "each step once, those of the outage too"
-        assert MlflowClient(server.uri).get_run(begun).info.status == "FINISHED"
-        return losses
+        assert train(settings).run_id == begun
+        _assert_one_mlflow_run(MlflowClient(server.uri), folder)
     finally:
         server.kill()
+    repeated = {step: values for step, values in _losses(folder).items() if len(values) > 1}
+    assert 1 <= len(repeated) <= EVERY, "a worker died, and no more than one interval was lost"
+    for step, values in repeated.items():
+        np.testing.assert_allclose(values[1:], values[0], rtol=0, atol=1e-6, err_msg=f"step {step}, taken again")
+
+
+def _assert_one_mlflow_run(client: MlflowClient, folder: Path) -> None:
+    """Each step once, those of the outage and those taken twice too."""
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert {metric.step: metric.value for metric in history} == {
+        step: values[-1] for step, values in _losses(folder).items()
+    }
+    assert len(history) == 18
+    assert {metric.step for metric in client.get_metric_history(run.info.run_id, "val_v_rand")} == {6, 12, 18}
 
 
 def _assert_as_if_undisturbed(folder: Path, expected: dict[int, float], restarts: int) -> None:
@@ -249,15 +248,6 @@ def _assert_as_if_undisturbed(folder: Path, expected: dict[int, float], restarts
     back = [before - after + 1 for before, after in pairwise(steps) if after <= before]
     assert len(back) <= restarts
     assert all(repeated <= EVERY for repeated in back), f"more than one interval was lost: {steps}"
-
-
-def _assert_one_mlflow_run(settings: TrainSettings, home: Path, expected: dict[int, float]) -> None:
-    client = MlflowClient(tracking_uri(None, home))
-    (run,) = client.search_runs([client.get_experiment_by_name(settings.tracking.experiment).experiment_id])
-    assert run.info.status == "FINISHED"
-    history = client.get_metric_history(run.info.run_id, "loss")
-    assert [metric.step for metric in sorted(history, key=lambda m: m.step)] == sorted(expected), "each step once"
-    assert {metric.step for metric in client.get_metric_history(run.info.run_id, "val_v_rand")} == {6, 12, 18}
 
 
 @dataclass(frozen=True)

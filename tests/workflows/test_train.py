@@ -29,7 +29,7 @@ from tessera.settings.train import (
     TrainSettings,
 )
 from tessera.storage.volumes import create_volume, update_attributes
-from tessera.tracking.runs import tracking_uri
+from tessera.tracking.runs import speaking_to, tracking_uri
 from tessera.workflows import train as workflow
 from tessera.workflows.annotated import AnnotatedSet, load_annotated
 from tessera.workflows.models import find_model
@@ -222,8 +222,8 @@ def _assert_the_run_is_a_lab_notebook(result: TrainResult, home: Path, pictures:
 def _assert_the_registered_model_predicts_what_the_bundle_does(result: TrainResult, home: Path) -> None:
     import mlflow
 
-    mlflow.set_tracking_uri(tracking_uri(None, home))
-    model = mlflow.pyfunc.load_model(result.model_uri)
+    with speaking_to(tracking_uri(None, home)):
+        model = mlflow.pyfunc.load_model(result.model_uri)
     raw = np.random.default_rng(0).integers(0, 256, (1, 48, 40), dtype=np.uint8)
     network, contract = load_predictor(result.bundle)
     expected = predict_volume(network, raw, contract)

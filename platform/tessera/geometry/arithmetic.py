@@ -189,7 +189,7 @@ def unet_records(depth: int, padding: Padding = "valid", input_sections: int = 1
     >>> len(unet_records(depth=1))
     8
     >>> fold(unet_records(depth=1, input_sections=5)).halo
-    (2, 10, 10)
+    (2, 8, 8)
 
     Args:
       depth: number of poolings.

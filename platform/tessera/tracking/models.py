@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.tracking.pages import link_to, run_address, with_link
-from tessera.tracking.runs import Tracker
+from tessera.tracking.runs import Tracker, speaking_to
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
 
@@ -30,14 +30,12 @@ def register_bundle(tracker: Tracker, bundle: Path, name: str, requirements: Seq
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    mlflow.set_tracking_uri(tracker.uri)
-    mlflow.set_registry_uri(tracker.uri)
     pixels = (-1, -1, -1)
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), pixels, "raw")]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), pixels, "membrane_probability")]),
     )
-    with mlflow.start_run(run_id=tracker.run_id), warnings.catch_warnings():
+    with speaking_to(tracker.uri), mlflow.start_run(run_id=tracker.run_id), warnings.catch_warnings():
         # It asks for type hints and an input example to guess a signature from, although one is given.
         warnings.simplefilter("ignore", UserWarning)
         info = mlflow.pyfunc.log_model(

@@ -105,8 +105,8 @@ class Tracker:
 
         if not model_uri.startswith("models:/"):
             return
-        _use(self.uri)
-        model_id = get_model_info(model_uri).model_id
+        with speaking_to(self.uri):
+            model_id = get_model_info(model_uri).model_id
         if model_id is not None:  # a model that MLflow 2 registered has none
             _client(self.uri).log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
 
@@ -325,19 +325,37 @@ def fetch_artifacts(uri: str, model_uri: str, folder: Path) -> Path:
     Raises:
       FileNotFoundError: no such model or version.
     """
-    mlflow = _use(uri)
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
     try:
-        found = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(folder), tracking_uri=uri)
-        return Path(found)
-    except mlflow.exceptions.MlflowException as error:
+        with speaking_to(uri):
+            return Path(download_artifacts(artifact_uri=model_uri, dst_path=str(folder), tracking_uri=uri))
+    except MlflowException as error:
         raise FileNotFoundError(f"{model_uri} is not in the registry at {uri}: {error}") from None
 
 
-def _use(uri: str) -> Any:
-    """MLflow's module, speaking to this server: what reads models knows no client."""
+@contextmanager
+def speaking_to(uri: str) -> Iterator[None]:
+    """Let MLflow's module speak to this server inside the block: what reads and logs models knows no client.
+
+    MLflow keeps both addresses in the process and in its environment, from where a child process, and whoever leaves
+    the address to the environment, would take them; they are put back.
+    """
     _client(uri)
     import mlflow
 
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    environment = {name: os.environ.get(name) for name in names}
+    before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    return mlflow
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        mlflow.set_registry_uri(environment["MLFLOW_REGISTRY_URI"] or "")  # none: the tracking server's
+        for name, value in environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
