@@ -180,6 +180,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_its_last_checkpoint_and_room_lets_it_go_on(
     ray_session: None, tmp_path: Path, small_disk: Callable[[str], Path]
 ) -> None:

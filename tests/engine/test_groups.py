@@ -30,7 +30,7 @@ def _fail(config: dict[str, Any]) -> None:
     ("loop", "told", "attempts"),
     [
         (_fail_for_good, r"^training doomed failed: sample 7 is no image$", 1),
-        (_fail, r"training doomed failed: .*the node went away", 2),
+        pytest.param(_fail, r"training doomed failed: .*the node went away", 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_final_failure_is_not_tried_again(

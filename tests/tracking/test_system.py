@@ -30,10 +30,10 @@ def _spin(seconds: float) -> None:
 
 def test_what_the_machine_does_is_seen() -> None:
     with metered(every_s=0.05) as means:
-        _spin(0.3)
+        _spin(1.0)
         busy = means()
     assert set(busy) >= NAMES
-    assert busy["system/cpu_utilization_percentage"] > 80 / psutil.cpu_count(), "one core is spinning"
+    assert busy["system/cpu_utilization_percentage"] > 40 / psutil.cpu_count(), "one core is spinning"
     memory = psutil.virtual_memory()
     assert busy["system/system_memory_usage_megabytes"] == pytest.approx(memory.used / 1e6, rel=0.3)
     assert 0 < busy["system/system_memory_usage_percentage"] < 100

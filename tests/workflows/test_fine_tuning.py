@@ -181,6 +181,7 @@ def test_a_missing_parent_is_refused_before_anything_starts(
     assert told in refusal(capsys, home / "volumes", "train", *words)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_and_its_parent_lead_to_each_other(
     ray_session: None, home: Path, data: DataSettings, tmp_path: Path
 ) -> None:

@@ -204,8 +204,6 @@ def test_training_outlives_its_server_and_a_worker(
         _until_step(folder, 2)
         server.kill()
         _until_step(folder, EVERY + 1)
-        with pytest.raises(FileExistsError, match=r"another process is working in .*disturbed"):
-            train(settings)
         kill_workers(os.getpid(), 1)
 
     server.start()
@@ -225,6 +223,17 @@ def test_training_outlives_its_server_and_a_worker(
     assert 1 <= len(repeated) <= EVERY, "a worker died, and no more than one interval was lost"
     for step, values in repeated.items():
         np.testing.assert_allclose(values[1:], values[0], rtol=0, atol=1e-6, err_msg=f"step {step}, taken again")
+
+
+def test_two_at_one_run_are_refused(ray_session: None, volumes: DataSettings, home: Path) -> None:
+    settings = _settings(volumes, "taken", 18)
+    holder = f"from tessera.storage.locks import alone_in; from pathlib import Path; path = Path({str(home)!r})"
+    waits = "\nwith alone_in(path / 'runs' / 'taken'):\n    print('in', flush=True)\n    input()"
+    with subprocess.Popen([sys.executable, "-c", holder + waits], stdin=-1, stdout=-1) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"in\n"
+        with pytest.raises(FileExistsError, match=r"another process is working in .*taken"):
+            train(settings)
+        process.kill()
 
 
 def _assert_one_mlflow_run(client: MlflowClient, folder: Path) -> None:

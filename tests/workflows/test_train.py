@@ -137,6 +137,7 @@ def _assert_the_same_network(bundle: Path, other: Path) -> None:
     np.testing.assert_allclose(one, another, atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_at_once_and_names_its_samples(
     ray_session: None, volumes: tuple[Path, Path], home: Path
 ) -> None:
