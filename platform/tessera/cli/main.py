@@ -11,7 +11,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -27,17 +29,22 @@ from tessera.settings.pyramid import PyramidSettings
 from tessera.settings.segment import SegmentSettings
 from tessera.settings.train import TrainSettings
 from tessera.settings.tune import TuneSettings
+from tessera.settings.view import ViewSettings
 
 _log = logging.getLogger("tessera")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command: its settings, and what runs them and returns what to print on standard output."""
+    """A sub-command: its settings, and what runs them and returns what to print on standard output.
+
+    `subject` is the setting that a first word without a name stands for, in commands that look at one thing.
+    """
 
     settings: type
     run: Callable[[Any], str]
     help: str
+    subject: str | None = None
 
 
 def _ingest(settings: IngestSettings) -> str:
@@ -103,6 +110,18 @@ def _pyramid(settings: PyramidSettings) -> str:
     return str(pyramid(settings))
 
 
+def _view(settings: ViewSettings) -> str:
+    from tessera.workflows.view import viewing
+
+    with viewing(settings) as told:
+        # Before the wait, and not when it ends.
+        print(told, flush=True)
+        print("Ctrl-C ends it.", file=sys.stderr)
+        with suppress(KeyboardInterrupt):
+            Event().wait()
+    return "no longer served"
+
+
 def _demo(settings: DemoSettings) -> str:
     from tessera.workflows.demo import demo
 
@@ -117,6 +136,7 @@ COMMANDS = {
     "evaluate": Command(EvaluateSettings, _evaluate, "score membrane probability against ground truth"),
     "pyramid": Command(PyramidSettings, _pyramid, "add coarser levels to a volume"),
     "tune": Command(TuneSettings, _tune, "search for better training settings"),
+    "view": Command(ViewSettings, _view, "show a volume and what it was made from in a browser", subject="volume"),
     "demo": Command(DemoSettings, _demo, "run the whole main job on the synthetic volume"),
 }
 
@@ -171,6 +191,7 @@ def parse(words: Sequence[str]) -> tuple[str, Any]:
     parser = build_parser()
     command = next((word for word in words if word in COMMANDS), None)
     if command is not None:
+        words = _with_subject(words, command)
         for path in config_files(words):
             check_config_file(path, COMMANDS[command].settings)
         words = with_fresh_lists(words, COMMANDS[command].settings)
@@ -181,6 +202,14 @@ def parse(words: Sequence[str]) -> tuple[str, Any]:
     values = parser.instantiate(parsed)[parsed.command]
     values.pop("config", None)
     return parsed.command, COMMANDS[parsed.command].settings(**vars(values))
+
+
+def _with_subject(words: Sequence[str], command: str) -> Sequence[str]:
+    """`view my-cells` as the parser knows it: `view --volume my-cells`."""
+    subject, place = COMMANDS[command].subject, list(words).index(command) + 1
+    if subject is None or place == len(words) or words[place].startswith("-"):
+        return words
+    return [*words[:place], f"--{subject}", *words[place:]]
 
 
 def _in_our_words(message: str, command: str | None) -> str:
