@@ -168,20 +168,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such file.")
 
     def _send_range(self, file: StoredFile) -> None:
-        wanted = byte_range(self.headers.get("Range"), file.size)
         more = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
-        if wanted is None:
-            self._refuse(
-                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-                f"the file has {file.size} bytes.",
-                {"Content-Range": f"bytes */{file.size}"},
-            )
+        try:
+            wanted = byte_range(self.headers.get("Range"), file.size)
+        except ValueError as error:
+            status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+            self._refuse(status, str(error), {"Content-Range": f"bytes */{file.size}"})
             return
-        start, stop = wanted
-        status = HTTPStatus.OK
-        if (start, stop) != (0, file.size) or self.headers.get("Range"):
-            status, more["Content-Range"] = HTTPStatus.PARTIAL_CONTENT, f"bytes {start}-{stop - 1}/{file.size}"
-        self._head(status, stop - start, more)
+        start, stop = wanted or (0, file.size)
+        if wanted:
+            more["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
+        self._head(HTTPStatus.PARTIAL_CONTENT if wanted else HTTPStatus.OK, stop - start, more)
         self._body(file.pieces(start, stop))
 
     # Answers
@@ -221,27 +218,26 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """The half-open range of bytes that a `Range` header asks for; all of them where it asks for none we know.
+    """The half-open range of bytes that a `Range` header asks for; None where it asks for none that we know.
 
     >>> byte_range("bytes=2-4", 10), byte_range("bytes=-3", 10), byte_range("bytes=8-", 10), byte_range(None, 10)
-    ((2, 5), (7, 10), (8, 10), (0, 10))
-    >>> byte_range("bytes=10-12", 10) is None
-    True
+    ((2, 5), (7, 10), (8, 10), None)
 
     Args:
       header: as it came; several ranges at once are answered with the whole file, as the protocol allows.
       size: of the file.
 
-    Returns:
-      None where the range holds no byte of the file.
+    Raises:
+      ValueError: the range holds no byte of the file.
 
     Source: RFC 9110, section 14.
     """
     found = _RANGE.fullmatch((header or "").strip())
     if found is None or not any(found.groups()):
-        return 0, size
+        return None
     first, last = found.groups()
-    if not first:
-        return (max(0, size - int(last)), size) if int(last) and size else None
-    start, stop = int(first), min(size, int(last) + 1) if last else size
-    return (start, stop) if start < stop else None
+    start = int(first) if first else max(0, size - int(last))
+    stop = min(size, int(last) + 1) if first and last else size
+    if start >= stop:
+        raise ValueError(f"{header} holds no byte: the file has {size}. Try bytes=0-{max(0, size - 1)}.")
+    return start, stop

@@ -63,7 +63,7 @@ def neuroglancer_state(scene: Scene, address: Address) -> dict[str, Any]:
 
 def _dimensions(layer: Layer, order: str) -> dict[str, list[Any]]:
     sizes = dict(zip("zyx", layer.size_nm, strict=True))
-    return {axis: [sizes[axis] * 1e-9, "m"] for axis in order}
+    return {axis: [sizes[axis] / 1e9, "m"] for axis in order}
 
 
 def _layer(layer: Layer, address: str) -> dict[str, Any]:
