@@ -81,7 +81,7 @@ def test_the_page_shows_the_section_that_the_slider_names(
         seen = _seen(browser, tmp_path)
         wanted = raw[START[0] + z, START[1] : START[1] + 64, START[2] : START[2] + 96]
         assert (seen[..., 0] == wanted).mean() > 0.99, "pixels at a voxel's edge may be its neighbour's"
-    assert "section 0, rows 0 to 63, columns 0 to 95, 1 pixel = 1 voxels" in browser.text()
+    assert "section 0, rows 0 to 63, columns 0 to 95, 1 pixel = 1 voxel" in browser.text()
 
 
 def test_labels_lie_over_raw_in_the_colours_of_every_picture(

@@ -62,7 +62,7 @@ async function drawOnce(view) {
   $("picture").style.aspectRatio = `${extent(2)} / ${extent(1)}`;
   $("z-shown").textContent = `${view.z} of ${scene.shape[0] - 1}`;
   $("where").textContent = `section ${view.z}, rows ${view.y} to ${view.y + extent(1) - 1}, ` +
-    `columns ${view.x} to ${view.x + extent(2) - 1}, 1 pixel = ${2 ** view.zoom} voxels`;
+    `columns ${view.x} to ${view.x + extent(2) - 1}, 1 pixel = ${2 ** view.zoom} voxel${view.zoom ? "s" : ""}`;
   $("notes").textContent = notes.join(" ");
   document.body.dataset.drawn = [view.z, view.zoom, view.y, view.x].join("/");
 }
