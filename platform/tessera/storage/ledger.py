@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from tessera.storage.attributes import is_ours, volume_id
+from tessera.storage.lease import EXPIRY_S, Lease, LeaseLostError, OutputInUseError, is_lease, sight
 from tessera.storage.ledger_rows import LedgerRow, encode_rows, list_parts, part_number, part_rows, read_part
 from tessera.storage.locations import Place, place_of
 from tessera.storage.objects import child_names, exists, is_file, read_bytes, remove_tree, write_new
@@ -50,8 +51,9 @@ class Ledger:
     them, and on `close`. Safe to append to from several threads.
     """
 
-    def __init__(self, folder: Place, *, flush_rows: int, flush_seconds: float) -> None:
+    def __init__(self, folder: Place, lease: Lease, *, flush_rows: int, flush_seconds: float) -> None:
         self._folder, self._flush_rows, self._flush_seconds = folder, flush_rows, flush_seconds
+        self._lease = lease
         self._lock = threading.RLock()
         self._buffer: list[LedgerRow] = []
         self._timer: threading.Timer | None = None
@@ -75,6 +77,7 @@ class Ledger:
         stage: str | None = None,
         flush_rows: int = 10_000,
         flush_seconds: float = 10.0,
+        lease_seconds: float = EXPIRY_S,
     ) -> Ledger:
         """Begin a job's ledger, or resume it where the key is the same.
 
@@ -87,17 +90,24 @@ class Ledger:
           stage: a name for one of several passes over the output, each with its own ledger.
           flush_rows: rows per part at most.
           flush_seconds: the longest that a row waits in memory.
+          lease_seconds: seconds without a sign of life after which another driver counts as dead.
 
         Raises:
+          OutputInUseError: another driver works on the output.
           ValueError: the ledger is another job's, belongs to an output that is gone, or cannot be read.
         """
         folder = _stage_folder(output, stage)
         job = {"format": 1, "key": key, "description": _plain(description), "output_id": volume_id(place_of(output))}
-        if is_file(folder / "job.json"):
-            _check_same_job(folder, _read_job(folder), job)
-        else:
-            _begin(folder, job)
-        return cls(folder, flush_rows=flush_rows, flush_seconds=flush_seconds)
+        lease = Lease.take(ledger_path(output), lease_seconds)
+        try:
+            if is_file(folder / "job.json"):
+                _check_same_job(folder, _read_job(folder), job)
+            else:
+                _begin(folder, job)
+            return cls(folder, lease, flush_rows=flush_rows, flush_seconds=flush_seconds)
+        except BaseException:
+            lease.release()
+            raise
 
     def done(self) -> set[int]:
         """Blocks whose latest row says done, rows still in memory included."""
@@ -138,11 +148,13 @@ class Ledger:
         """Write the rows in memory as one durable part now.
 
         Raises:
+          LeaseLostError: another driver has the output now; these rows are not written.
           OSError: the part cannot be written; its rows stay in memory.
         """
         with self._lock:
             self._stop_timer()
             if self._buffer:
+                self._lease.check()
                 name = f"part-{self._next_part:08d}-{os.urandom(4).hex()}.parquet"
                 write_new(self._folder / name, encode_rows(self._buffer))
                 self._next_part += 1
@@ -156,7 +168,10 @@ class Ledger:
         """
         with self._lock:
             self._closed = True
-            self.flush()
+            try:
+                self.flush()
+            finally:
+                self._lease.release()
 
     def __enter__(self) -> Ledger:
         return self
@@ -189,7 +204,7 @@ class Ledger:
     def _flush_when_due(self) -> None:
         try:
             self.flush()
-        except OSError:
+        except (OSError, LeaseLostError):
             _LOG.exception("%s: a part could not be written; its rows are kept for the next try", self._folder)
 
 
@@ -225,8 +240,10 @@ def remove_output(output: Place | str) -> None:
 
     Raises:
       FileExistsError: `output` or its ledger is something that tessera did not make.
+      OutputInUseError: a driver works on it.
     """
     folder, ledger = place_of(output), ledger_path(output)
+    _check_unused(ledger)
     link = isinstance(folder, Path) and folder.is_symlink()
     if link or (exists(folder) and not (is_ours(folder) or _is_empty(folder))):
         raise FileExistsError(
@@ -238,6 +255,15 @@ def remove_output(output: Place | str) -> None:
     for doomed in (ledger, folder):
         if exists(doomed):
             remove_tree(doomed)
+
+
+def _check_unused(ledger: Place) -> None:
+    seen = sight(ledger)
+    if seen is not None and seen.is_held():
+        raise OutputInUseError(
+            f"{ledger} is in use: another driver works on this output ({seen}), and would lose it. Give another "
+            "output, or end that driver first."
+        )
 
 
 def remove_stage(output: Place | str, stage: str) -> None:
@@ -254,7 +280,9 @@ def _holds_job(ledger: Place) -> bool:
 
 
 def _is_empty(place: Place) -> bool:
-    return isinstance(place, Path) and place.is_dir() and not child_names(place)
+    """Nothing in it; a lease alone is nothing, its driver died before it began a job."""
+    names = child_names(place)
+    return isinstance(place, Path) and place.is_dir() and all(is_lease(name) for name in names)
 
 
 # The job

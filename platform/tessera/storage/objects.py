@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -186,6 +186,27 @@ def stamp(place: Place) -> list[int | str | None] | None:
         return [head["size"], head["e_tag"]]
     except FileNotFoundError:
         return None
+
+
+def modified_at(place: Place) -> float | None:
+    """When a file last changed, seconds since 1970 by the clock of whoever keeps it; None where there is none."""
+    try:
+        if isinstance(place, Path):
+            return place.stat().st_mtime
+        with told(place):
+            changed: datetime = obstore.head(backing_store(place.parent), place.name)["last_modified"]
+        return changed.timestamp()
+    except FileNotFoundError:
+        return None
+
+
+def remove_file(place: Place) -> None:
+    """Remove one file; nothing happens where it is gone already."""
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+        return
+    with suppress(FileNotFoundError), told(place):
+        obstore.delete(backing_store(place.parent), place.name)
 
 
 def remove_tree(place: Place) -> None:
