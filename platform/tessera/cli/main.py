@@ -27,6 +27,7 @@ from tessera.settings.ingest import IngestSettings
 from tessera.settings.predict import PredictSettings
 from tessera.settings.pyramid import PyramidSettings
 from tessera.settings.segment import SegmentSettings
+from tessera.settings.status import StatusSettings
 from tessera.settings.train import TrainSettings
 from tessera.settings.tune import TuneSettings
 from tessera.settings.view import ViewSettings
@@ -110,6 +111,13 @@ def _pyramid(settings: PyramidSettings) -> str:
     return str(pyramid(settings))
 
 
+def _status(settings: StatusSettings) -> str:
+    from tessera.workflows.status import as_json, as_text, status
+
+    found = status(settings)
+    return as_json(found) if settings.json else as_text(found)
+
+
 def _view(settings: ViewSettings) -> str:
     from tessera.workflows.view import viewing
 
@@ -136,6 +144,7 @@ COMMANDS = {
     "evaluate": Command(EvaluateSettings, _evaluate, "score membrane probability against ground truth"),
     "pyramid": Command(PyramidSettings, _pyramid, "add coarser levels to a volume"),
     "tune": Command(TuneSettings, _tune, "search for better training settings"),
+    "status": Command(StatusSettings, _status, "tell how far an output has come", subject="output"),
     "view": Command(ViewSettings, _view, "show a volume and what it was made from in a browser", subject="volume"),
     "demo": Command(DemoSettings, _demo, "run the whole main job on the synthetic volume"),
 }

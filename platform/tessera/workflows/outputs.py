@@ -73,7 +73,13 @@ class OutputPlan:
     @property
     def facts(self) -> dict[str, Any]:
         """All that a block's voxels depend on; what differs is told when another job claims the output."""
-        own = {"workflow": self.made_by, "block": self.block, "shard": self.layout.shard, "output": self.dtype}
+        own = {
+            "workflow": self.made_by,
+            "shape": self.shape,
+            "block": self.block,
+            "shard": self.layout.shard,
+            "output": self.dtype,
+        }
         return own | {"ome_zarr": self.ome_zarr} | dict(self.depends_on)
 
     @property
