@@ -60,7 +60,7 @@ class Holder:
         if self.host != socket.gethostname():
             return False
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started_at) > 1.0
+            return bool(abs(psutil.Process(self.pid).create_time() - self.started_at) > 1.0)
         except psutil.Error:
             return True
 
