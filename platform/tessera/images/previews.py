@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.images.colours import label_colours, shown_grey
+from tessera.images.quantise import quantise
 
 LayerKind = Literal["raw", "probability", "labels"]
 
@@ -42,8 +43,8 @@ def section_picture(kind: LayerKind, section: NDArray[Any]) -> NDArray[np.uint8]
 def _as_bytes(probability: NDArray[Any]) -> NDArray[np.uint8]:
     if probability.dtype == np.uint8:
         return probability
-    shown: NDArray[np.uint8] = np.rint(np.clip(np.nan_to_num(probability), 0, 1) * 255).astype(np.uint8)
-    return shown
+    # Other tools' may hold anything: a picture of it is better than none.
+    return quantise(np.clip(np.nan_to_num(probability.astype(np.float32)), 0, 1))
 
 
 def fitted(kind: LayerKind, section: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from tessera.geometry.boxes import Box
+from tessera.images.quantise import StoredDtype
 from tessera.images.symmetries import SymmetryCount
 from tessera.settings.common import TrackedOutputSettings, check_layout
 from tessera.settings.places import check_apart
@@ -31,6 +32,7 @@ class PredictSettings(TrackedOutputSettings):
       tile: most useful voxels the network yields per pass, z, y, x. Changes speed and memory, never a voxel.
       symmetries: orientations of each tile to average over: 1 as is, 4 flips, 8 flips and turns by 90 degrees, at as
         many times the cost; null takes those that the model's threshold was chosen with.
+      output_dtype: uint8 stores probability in steps of 1/255; float16 and float32 more finely, in 2 and 4 bytes.
       block: voxels per task, z, y, x: a whole number of output shards; null takes one shard.
       chunk: voxels a reader of the output decodes at once; null chooses.
       shard: voxels per output object; null chooses.
@@ -53,6 +55,7 @@ class PredictSettings(TrackedOutputSettings):
     roi: str | None = None
     tile: tuple[int, int, int] = (1, 512, 512)
     symmetries: SymmetryCount | None = None
+    output_dtype: StoredDtype = "uint8"
     accept_mismatch: bool = False
 
     def __post_init__(self) -> None:

@@ -66,7 +66,15 @@ def set_levels(place: Place | str, levels: Sequence[Level]) -> None:
     attributes = _attributes(name, document)
     image = parse_image(attributes)
     version: OmeZarr = "0.4" if name == ".zattrs" else "0.5"
-    attributes.update(image_attributes(image.axes, levels, name=image.name, channels=image.channels, ome_zarr=version))
+    image_now = image_attributes(
+        image.axes,
+        levels,
+        name=image.name,
+        channels=image.channels,
+        channel_max=image.channel_max,
+        ome_zarr=version,
+    )
+    attributes.update(image_now)
     write_bytes(where / name, json.dumps(document, indent=2).encode())
 
 

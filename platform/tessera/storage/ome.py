@@ -46,13 +46,17 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class ImageMetadata:
-    """What NGFF says of one image: its axes, its levels from fine to coarse, and its channels' names, if any."""
+    """What NGFF says of one image: its axes, its levels from fine to coarse, and its channels' names, if any.
+
+    `channel_max` is the value that viewers are to show brightest; 255 where there is no channel.
+    """
 
     axes: tuple[str, ...]
     levels: tuple[Level, ...]
     version: str = "0.5"
     name: str | None = None
     channels: tuple[str, ...] = ()
+    channel_max: float = 255.0
 
     @property
     def voxel_size_nm(self) -> tuple[float, float, float] | None:
@@ -66,6 +70,7 @@ def image_attributes(
     *,
     name: str | None = None,
     channels: Sequence[str] = (),
+    channel_max: float = 255.0,
     ome_zarr: OmeZarr = "0.5",
 ) -> dict[str, Any]:
     """The attributes of an image group: 0.5 keeps them under `ome`, 0.4 beside each other.
@@ -75,12 +80,13 @@ def image_attributes(
       levels: fine to coarse.
       name: the image's name.
       channels: one name per channel.
+      channel_max: the value shown brightest.
       ome_zarr: the version.
 
     Raises:
       ValueError: as `ome_attributes`.
     """
-    ome = ome_attributes(axes, levels, name=name, channels=channels, ome_zarr=ome_zarr)
+    ome = ome_attributes(axes, levels, name=name, channels=channels, channel_max=channel_max, ome_zarr=ome_zarr)
     return {"ome": ome} if ome_zarr == "0.5" else ome
 
 
@@ -90,6 +96,7 @@ def ome_attributes(
     *,
     name: str | None = None,
     channels: Sequence[str] = (),
+    channel_max: float = 255.0,
     ome_zarr: OmeZarr = "0.5",
 ) -> dict[str, Any]:
     """What NGFF wants said of one image, checked by ome-zarr-models.
@@ -99,6 +106,7 @@ def ome_attributes(
       levels: fine to coarse. Where the voxel size is unknown, scales are relative and no unit is written.
       name: the image's name.
       channels: one name per channel: one alone without a c axis.
+      channel_max: the value shown brightest: 255 for bytes, 1 for probabilities as floats.
       ome_zarr: the version.
 
     Raises:
@@ -118,7 +126,7 @@ def ome_attributes(
     ome: dict[str, Any] = {"multiscales": [multiscale]}
     (ome if ome_zarr == "0.5" else multiscale)["version"] = ome_zarr
     if channels:
-        ome["omero"] = {"channels": [_channel(label) for label in channels]}
+        ome["omero"] = {"channels": [_channel(label, channel_max) for label in channels]}
     _validate(ome, ome_zarr)
     return ome
 
@@ -148,7 +156,7 @@ def parse_image(attributes: Mapping[str, Any]) -> ImageMetadata:
     if not levels:
         raise ValueError("NGFF `multiscales` without datasets: it names no array to read.")
     version = str(ome.get("version") or image.get("version") or ("0.5" if "ome" in attributes else "0.4"))
-    return ImageMetadata(axes, levels, version, image.get("name"), _channel_names(ome))
+    return ImageMetadata(axes, levels, version, image.get("name"), _channel_names(ome), _channel_max(ome))
 
 
 def check_voxel_size(voxel_size_nm: Sequence[float]) -> tuple[float, float, float]:
@@ -190,13 +198,13 @@ def _dataset(level: Level, ndim: int) -> dict[str, Any]:
     return {"path": level.path, "coordinateTransformations": transforms}
 
 
-def _channel(label: str) -> dict[str, Any]:
+def _channel(label: str, most: float) -> dict[str, Any]:
     return {
         "label": label,
         "color": "FFFFFF",
         "family": "linear",
         "active": True,
-        "window": {"min": 0.0, "max": 255.0, "start": 0.0, "end": 255.0},
+        "window": {"min": 0.0, "max": float(most), "start": 0.0, "end": float(most)},
     }
 
 
@@ -251,3 +259,9 @@ def _nm(unit: str | None) -> float:
 def _channel_names(ome: Mapping[str, Any]) -> tuple[str, ...]:
     channels = (ome.get("omero") or {}).get("channels") or []
     return tuple(str(channel.get("label", index)) for index, channel in enumerate(channels))
+
+
+def _channel_max(ome: Mapping[str, Any]) -> float:
+    channels = (ome.get("omero") or {}).get("channels") or [{}]
+    most = (channels[0].get("window") or {}).get("max", 255.0)
+    return float(most) if isinstance(most, int | float) else 255.0

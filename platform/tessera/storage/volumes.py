@@ -234,7 +234,12 @@ def create_volume(
     axes = AXES[len(extents) - 3]
     shift = None if translation_nm is None else (translation_nm[0], translation_nm[1], translation_nm[2])
     image = image_attributes(
-        axes, [Level("0", size, shift)], name=name or where.name, channels=channels, ome_zarr=ome_zarr
+        axes,
+        [Level("0", size, shift)],
+        name=name or where.name,
+        channels=channels,
+        channel_max=_greatest(kind),
+        ome_zarr=ome_zarr,
     )
     if is_ours(where) or (isinstance(where, Path) and where.exists() and not _is_empty_folder(where)):
         return _checked_origin(
@@ -248,6 +253,11 @@ def create_volume(
 def _check_dtype(place: Place, dtype: np.dtype[Any]) -> None:
     if dtype.name not in _DTYPES:
         raise ValueError(f"{place}: dtype {dtype} is not supported. Use one of {', '.join(_DTYPES)}.")
+
+
+def _greatest(dtype: np.dtype[Any]) -> float:
+    """What viewers are to show brightest: an integer's largest value, and 1 of floats."""
+    return float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
 
 
 def _is_empty_folder(path: Path) -> bool:

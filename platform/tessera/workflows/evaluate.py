@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.images.quantise import dequantise
+from tessera.images.quantise import STORED_DTYPES, decode
 from tessera.images.targets import CELL, UNKNOWN, target_of_labels
 from tessera.metrics.isbi import THRESHOLDS, IsbiScores, SectionScores, finish, score_section
 from tessera.settings.evaluate import EvaluateSettings
@@ -116,9 +116,7 @@ def score_volume(
 
     def one(z: int) -> SectionScores:
         target = _target(settings, labels, z)
-        return score_section(
-            1.0 - dequantise(probability.section(z)), target == CELL, thresholds, known=target != UNKNOWN
-        )
+        return score_section(1.0 - decode(probability.section(z)), target == CELL, thresholds, known=target != UNKNOWN)
 
     return finish([one(z) for z in sections])
 
@@ -141,10 +139,10 @@ def _with_known_cells(settings: EvaluateSettings, labels: Volume, sections: tupl
 
 
 def _scored_sections(settings: EvaluateSettings, probability: Volume, labels: Volume) -> tuple[int, ...]:
-    if probability.attributes.get("kind") != PROBABILITY or probability.dtype != np.uint8:
+    if probability.attributes.get("kind") != PROBABILITY or probability.dtype.name not in STORED_DTYPES:
         raise ValueError(
-            f"{probability.url} is not membrane probability as `tessera predict` writes it (uint8, 255 = membrane). "
-            "Give the output of tessera predict as --volume."
+            f"{probability.url} is not membrane probability as `tessera predict` writes it "
+            f"({', '.join(STORED_DTYPES)}). Give the output of tessera predict as --volume."
         )
     if probability.shape != labels.shape or len(labels.shape) != 3:
         raise ValueError(

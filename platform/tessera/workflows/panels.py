@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tessera.geometry.boxes import Box
 from tessera.images.colours import label_colours, shown_grey, target_colours
-from tessera.images.quantise import dequantise
+from tessera.images.quantise import decode
 from tessera.images.targets import UnknownLabel, target_of_labels
 from tessera.storage.locations import Url, place_of
 from tessera.storage.volumes import Volume, open_volume
@@ -31,7 +31,7 @@ class SectionPanels:
     """The volumes of a scored prediction.
 
     Attributes:
-      probability: membrane probability, uint8.
+      probability: membrane probability, as `decode` reads it.
       labels: the truth, of the same shape.
       cells: labels made from the probability, of the same shape.
       invert_labels: whether the truth's 0 is cell.
@@ -49,7 +49,7 @@ class SectionPanels:
         box = _middle(z, self.probability.shape)
         raw = _raw(self.probability, box)
         panels: dict[str, NDArray[Any]] = {} if raw is None else {"raw": shown_grey(raw)}
-        panels["membrane probability"] = dequantise(self.probability.read(box)[0])
+        panels["membrane probability"] = decode(self.probability.read(box)[0])
         labels = self.labels.read(box)[0]
         target = target_of_labels(labels, invert=self.invert_labels, unknown=self.unknown_label)
         panels["truth"] = target_colours(target)  # bright membrane, like the probability beside it

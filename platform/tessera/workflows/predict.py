@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tessera.engine.tasks import Process
 from tessera.geometry.boxes import Box
 from tessera.images.levels import LevelTable
-from tessera.images.quantise import quantise
+from tessera.images.quantise import StoredDtype, encode, polarity_of
 from tessera.images.symmetries import SymmetryCount, check_square
 from tessera.model.bundle import check_fit
 from tessera.model.predictor import load_predictor, predict_box
@@ -57,6 +57,7 @@ class PredictPlan:
       symmetries: how many to average over.
       invalid: invalid sections, in the raw volume's numbering.
       levels: grey levels of the sections that are read, in the same numbering, where the model's rule needs them.
+      dtype: in which probability is stored.
     """
 
     raw: RawSource
@@ -67,6 +68,7 @@ class PredictPlan:
     symmetries: SymmetryCount
     invalid: frozenset[int]
     levels: LevelTable | None
+    dtype: StoredDtype = "uint8"
 
 
 def predict(settings: PredictSettings) -> Place:
@@ -109,7 +111,7 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
         settings,
         settings.output,
         roi.shape,
-        np.uint8,
+        settings.output_dtype,
         block=settings.block,
         made_by="predict",
         kind=KIND,
@@ -129,7 +131,8 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
         channels=(KIND,),
     )
     bundle, tile = model.bundle, settings.tile
-    return PredictPlan(raw, output.path, bundle, roi, tile, symmetries, invalid, levels), output
+    dtype = settings.output_dtype
+    return PredictPlan(raw, output.path, bundle, roi, tile, symmetries, invalid, levels, dtype), output
 
 
 def levels_for(model: FoundModel, volume: Volume, roi: Box, read: Read) -> LevelTable | None:
@@ -216,7 +219,7 @@ def _attributes(
 ) -> dict[str, Any]:
     inside = range(roi.start[0], roi.stop[0])
     return {
-        "polarity": "255 = membrane, 0 = cell; probability = value / 255",
+        "polarity": polarity_of(settings.output_dtype),
         "invalid_sections": sorted(z - roi.start[0] for z in volume.invalid_sections if z in inside),
         "input": volume.url,
         "input_level": volume.level,
@@ -269,7 +272,7 @@ def process_block(
     probability = probability_of(core) if valid.any() else np.zeros(core.shape, np.float32)
     probability[~valid] = 0
     row = watch.lap("compute")
-    voxels = quantise(probability)
+    voxels = encode(probability, plan.dtype)
     output.write(box, voxels)
     return {**row, **watch.lap("write"), "bytes": voxels.nbytes, "checksum": checksum(voxels)}
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tessera.engine.tasks import Process
 from tessera.geometry.blocks import BlockGrid
 from tessera.geometry.boxes import Box
-from tessera.images.quantise import dequantise
+from tessera.images.quantise import STORED_DTYPES, decode
 from tessera.labels.components import label_block
 from tessera.labels.merge import Numbering, apply_lookup, consecutive_numbering, provisional_edges, provisional_offsets
 from tessera.labels.seams import Connectivity, Faces, faces_of, neighbour_offsets, seam_edges
@@ -131,10 +131,10 @@ def plan_segmentation(settings: SegmentSettings, volume: Volume) -> tuple[Segmen
 
 
 def _threshold(settings: SegmentSettings, volume: Volume) -> float:
-    if volume.attributes.get("kind") != PROBABILITY or volume.dtype != np.uint8:
+    if volume.attributes.get("kind") != PROBABILITY or volume.dtype.name not in STORED_DTYPES:
         raise ValueError(
-            f"{volume.url} is not membrane probability as `tessera predict` writes it (uint8, 255 = membrane): its "
-            "grey values would be cut into cells. Run tessera predict on it first."
+            f"{volume.url} is not membrane probability as `tessera predict` writes it ({', '.join(STORED_DTYPES)}): "
+            f"its {volume.dtype} grey values would be cut into cells. Run tessera predict on it first."
         )
     if len(volume.shape) != 3:
         raise ValueError(f"{volume.url} has shape {volume.shape}: cells are cut in z, y, x. Save one channel of it.")
@@ -146,7 +146,7 @@ def _threshold(settings: SegmentSettings, volume: Volume) -> float:
 
 def cells_of(plan: SegmentPlan, volume: Volume, box: Box) -> tuple[NDArray[np.uint32], int]:
     """Local cells of one block: the same ids in both passes and on every machine."""
-    cell = 1.0 - dequantise(volume.read(box))
+    cell = 1.0 - decode(volume.read(box))
     mask = cell > np.float32(plan.threshold)
     for offset, z in enumerate(range(box.start[0], box.stop[0])):
         if z in plan.invalid:
