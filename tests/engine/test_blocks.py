@@ -13,21 +13,21 @@ import pytest
 
 from tessera.engine.blocks import WorkerPool, run_blocks
 from tessera.engine.serial import run_serially
-from tessera.engine.tasks import CircuitBrokenError, MakeWorker, Outcome, RetryPolicy, Task
+from tessera.engine.tasks import NOBODY, CircuitBrokenError, Events, MakeWorker, Outcome, RetryPolicy, Task
 
-QUICK = RetryPolicy(attempts=3, backoff_s=0.01, breaker=5)
-Run = Callable[[MakeWorker, list[Task]], list[Outcome]]
+QUICK = RetryPolicy(attempts=3, backoff_s=0.01, breaker=5, breaker_midway=8)
+Run = Callable[..., list[Outcome]]
 
 
-def _serially(make_worker: MakeWorker, tasks: list[Task]) -> list[Outcome]:
+def _serially(make_worker: MakeWorker, tasks: list[Task], events: Events = NOBODY) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    run_serially(make_worker, tasks, QUICK, outcomes.append)
+    run_serially(make_worker, tasks, QUICK, outcomes.append, events)
     return outcomes
 
 
-def _on_ray(make_worker: MakeWorker, tasks: list[Task], workers: int = 2) -> list[Outcome]:
+def _on_ray(make_worker: MakeWorker, tasks: list[Task], events: Events = NOBODY, workers: int = 2) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    run_blocks(make_worker, tasks, WorkerPool(workers), QUICK, outcomes.append)
+    run_blocks(make_worker, tasks, WorkerPool(workers), QUICK, outcomes.append, events=events)
     return outcomes
 
 
@@ -89,25 +89,57 @@ def test_a_passing_fault_is_retried(run: Run, tmp_path: Path) -> None:
     assert {(o.index, o.attempt, o.failed) for o in run(make_flaky, _tasks(4))} == {(i, 2, False) for i in range(4)}
 
 
+def test_setbacks_are_told_before_the_outcome(run: Run) -> None:
+    told: list[tuple[int, int, str]] = []
+    run(_make_refuser, _tasks(6), Events(on_setback=lambda one: told.append((one.index, one.tries, one.error))))
+    assert told == [(3, 1, "ValueError: block three is rotten"), (3, 2, "ValueError: block three is rotten")]
+
+
+def test_a_job_that_begins_to_fail_midway_stops_after_a_longer_row_of_failures(run: Run) -> None:
+    def make_filling_disk() -> Callable[[int], dict[str, Any]]:
+        def process(item: int) -> dict[str, Any]:
+            if item >= 7:
+                raise OSError("No space left on device")
+            return {}
+
+        return process
+
+    with pytest.raises(CircuitBrokenError, match="8 blocks in a row failed, the last with: OSError: No space left"):
+        run(make_filling_disk, _tasks(1000))
+
+
+def test_failures_between_successes_break_nothing() -> None:
+    def make_mostly_rotten() -> Callable[[int], dict[str, Any]]:
+        def process(item: int) -> dict[str, Any]:
+            if item % 8 > 0:
+                raise ValueError("rotten")
+            return {}
+
+        return process
+
+    assert sum(outcome.failed for outcome in _serially(make_mostly_rotten, _tasks(64))) == 56
+
+
 def test_a_job_in_which_everything_fails_stops_early(run: Run) -> None:
     with pytest.raises(CircuitBrokenError, match="the first 5 blocks all failed, the last with: OSError: disk on fire"):
         run(_make_hopeless, _tasks(1000))
 
 
-def test_a_block_that_kills_its_process_is_quarantined_alone(ray_session: None) -> None:
+def test_one_block_of_a_hundred_that_kills_its_process_is_quarantined_alone(ray_session: None) -> None:
     def make_killer() -> Callable[[int], dict[str, Any]]:
         def process(item: int) -> dict[str, Any]:
             time.sleep(0.01)
-            if item == 5:
+            if item == 50:
                 os.kill(os.getpid(), signal.SIGKILL)
             return {}
 
         return process
 
-    outcomes = _on_ray(make_killer, _tasks(12))
-    assert [o.index for o in outcomes if o.failed] == [5]
-    assert "its worker process died" in next(o.error for o in outcomes if o.failed)
-    assert sorted(o.index for o in outcomes) == list(range(12))
+    outcomes = _on_ray(make_killer, _tasks(100))
+    (given_up,) = [outcome for outcome in outcomes if outcome.failed]
+    assert (given_up.index, given_up.attempt) == (50, 3)
+    assert given_up.error.startswith("its worker process died: The actor is dead because its worker process has died")
+    assert sorted(outcome.index for outcome in outcomes) == list(range(100))
 
 
 def test_blocks_in_flight_on_a_killed_worker_are_done_by_another(ray_session: None, tmp_path: Path) -> None:
@@ -132,3 +164,24 @@ def test_workers_that_cannot_start_end_the_job_with_their_error(ray_session: Non
 
     with pytest.raises(RuntimeError, match=r"workers cannot be started.*no model here"):
         _on_ray(make_none, _tasks(3), workers=1)
+
+
+def test_a_worker_that_cannot_start_later_on_is_tried_again(ray_session: None, tmp_path: Path) -> None:
+    """The store was away when a lost worker was replaced."""
+
+    def make_unlucky() -> Callable[[int], dict[str, Any]]:
+        starts = len(list(tmp_path.glob("start*")))
+        (tmp_path / f"start{starts}").touch()
+        if starts == 1:
+            raise OSError("the store is away")
+
+        def process(item: int) -> dict[str, Any]:
+            if item == 2 and starts == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {}
+
+        return process
+
+    outcomes = _on_ray(make_unlucky, _tasks(4), workers=1)
+    assert sorted((o.index, o.failed) for o in outcomes) == [(index, False) for index in range(4)]
+    assert len(list(tmp_path.glob("start*"))) == 3

@@ -62,7 +62,7 @@ def test_reports_survive_an_outage_and_are_handed_in_when_the_server_is_back(
             outbox.metrics({"loss": 2.0}, step=2)
             outbox.picture("validation", np.zeros((4, 4, 3), np.uint8), step=2)
             outbox.metrics({"loss": 1.0}, step=3)
-            _until(lambda: "training goes on" in caplog.text)
+            _until(lambda: "the work goes on" in caplog.text)
             with pytest.raises(UntakenError, match=rf"MLflow at {server.uri} does not take .* 3 reports are kept in"):
                 pickle.loads(pickle.dumps(outbox)).hand_in()
             with pytest.raises(ConnectionError, match=rf"MLflow at {server.uri} does not answer.*Try null"):

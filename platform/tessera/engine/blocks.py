@@ -4,23 +4,38 @@
             <--row---                                            no voxel crosses the object store
 
 Ray's own restarts and retries are off (`max_restarts=0`, `max_task_retries=0`): they would run a block that kills its
-process again and again, and never say which block it was. When an actor dies, every block it had in flight is a
-suspect; suspects rerun alone on an actor, so that the next death names one block.
+process again and again, and never say which block it was. When an actor's process dies, every block it had in flight
+is a suspect; suspects rerun alone on an actor, so that the next death names one block. When its node is gone or was
+preempted, or Ray killed it because memory ran short, no block is to blame: what was in flight is done again elsewhere,
+in the last case in less memory.
 """
 
 from __future__ import annotations
 
-import heapq
+import logging
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from tessera.engine.tasks import Breaker, MakeWorker, OnResult, Outcome, RetryPolicy, Task
+from tessera.engine.actors import Slot, fault_of, start_actor, told
+from tessera.engine.backlog import Backlog
+from tessera.engine.tasks import (
+    NOBODY,
+    Breaker,
+    Events,
+    MakeWorker,
+    OnResult,
+    Outcome,
+    RetryPolicy,
+    Setback,
+    Squeeze,
+    Task,
+)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +56,14 @@ class WorkerPool:
 
 
 def run_blocks(
-    make_worker: MakeWorker, tasks: Iterable[Task], pool: WorkerPool, policy: RetryPolicy, on_result: OnResult
+    make_worker: MakeWorker,
+    tasks: Iterable[Task],
+    pool: WorkerPool,
+    policy: RetryPolicy,
+    on_result: OnResult,
+    *,
+    events: Events = NOBODY,
+    squeeze: Squeeze | None = None,
 ) -> None:
     """Process every task on a pool of actors, in any order; `on_result` hears of each exactly once.
 
@@ -51,39 +73,28 @@ def run_blocks(
       pool: the actors.
       policy: retries, back-off and the circuit breaker.
       on_result: called in the driver, in the order of completion.
+      events: who hears what happens in between.
+      squeeze: makes items smaller once a worker ran out of memory; None where they cannot be.
 
     Raises:
       CircuitBrokenError: everything fails.
-      RuntimeError: workers cannot be started; the first one's error is named.
+      RuntimeError: workers cannot be started; the last one's error is named.
     """
-    run = _Run(make_worker, pool, policy, on_result, iter(tasks))
+    backlog = Backlog(iter(tasks), policy, pool.workers * pool.in_flight, squeeze)
+    run = _Run(make_worker, pool, policy, on_result, events, backlog)
     try:
         run.until_done()
     finally:
         run.stop()
 
 
-class _Worker:
-    """Holds one worker; its methods run in `in_flight` threads."""
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A task on an actor."""
 
-    def ready(self, make_worker: MakeWorker) -> bool:
-        # Not in the constructor: an error there reaches the driver as a death, without its type and text.
-        self.process = make_worker()
-        return True
-
-    def run(self, item: Any) -> dict[str, Any]:
-        return self.process(item)
-
-
-@dataclass(slots=True)
-class _Slot:
-    """An actor as the driver sees it."""
-
-    actor: Any
-    ready_ref: ray.ObjectRef
-    ready: bool = False
-    open: int = 0
-    alone: bool = False
+    slot: Slot
+    task: Task
+    squeezed: int
 
 
 class _Run:
@@ -95,22 +106,19 @@ class _Run:
         pool: WorkerPool,
         policy: RetryPolicy,
         on_result: OnResult,
-        source: Iterator[Task],
+        events: Events,
+        backlog: Backlog,
     ) -> None:
-        self.make_worker, self.pool, self.policy, self.on_result = make_worker, pool, policy, on_result
-        self.source, self.pending = source, deque[Task]()  # tasks are drawn as they are sent: there may be millions
+        self.make_worker, self.pool, self.policy = make_worker, pool, policy
+        self.on_result, self.events, self.backlog = on_result, events, backlog
         self.breaker = Breaker(policy)
-        self.slots: list[_Slot] = []
-        self.flying: dict[ray.ObjectRef, tuple[_Slot, Task]] = {}
-        self.waiting: list[tuple[float, int, Task]] = []  # heap of (not before, index, task): retries in back-off
-        self.suspects: deque[Task] = deque()
-        self.attempts: dict[int, int] = {}
-        self.failed_starts = 0
+        self.slots: list[Slot] = []
+        self.flying: dict[ray.ObjectRef, _Flight] = {}
+        self.ever_ready, self.failed_starts, self.start_at = False, 0, 0.0
 
     def until_done(self) -> None:
-        while self._draw() or self.waiting or self.suspects or self.flying:
-            while len(self.slots) < self._wanted_workers():
-                self.slots.append(self._start())
+        while len(self.backlog) or self.flying:
+            self._fill_up()
             self._dispatch()
             refs = [*self.flying, *(s.ready_ref for s in self.slots if not s.ready)]
             # A short wait keeps back-off punctual; an actor that answers ends it at once.
@@ -120,123 +128,102 @@ class _Run:
             if not refs:
                 time.sleep(0.05)
 
-    def _draw(self) -> bool:
-        """Keep enough tasks at hand to fill every worker; whether any is."""
-        while len(self.pending) < self.pool.workers * self.pool.in_flight:
-            task = next(self.source, None)
-            if task is None:
-                break
-            self.pending.append(task)
-        return bool(self.pending)
-
-    def _wanted_workers(self) -> int:
-        open_tasks = len(self.pending) + len(self.waiting) + len(self.suspects) + len(self.flying)
-        return min(self.pool.workers, open_tasks)
-
     def stop(self) -> None:
         for slot in self.slots:
             ray.kill(slot.actor)
 
-    def _start(self) -> _Slot:
-        threads = str(max(1, int(self.pool.cpus)))
-        names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "OPENBLAS_NUM_THREADS")
-        actor = (
-            ray.remote(_Worker)
-            .options(
-                num_cpus=self.pool.cpus,
-                num_gpus=self.pool.gpus,
-                max_restarts=0,
-                max_task_retries=0,
-                max_concurrency=self.pool.in_flight + 1,
-                runtime_env={"env_vars": dict.fromkeys(names, threads)},
-            )
-            .remote()
-        )
-        return _Slot(actor, actor.ready.remote(self.make_worker))
+    def _fill_up(self) -> None:
+        """Replace lost workers, as many as there is work for."""
+        wanted = min(self.pool.workers, len(self.backlog) + len(self.flying))
+        while len(self.slots) < wanted and time.monotonic() >= self.start_at:
+            pool = self.pool
+            self.slots.append(start_actor(self.make_worker, cpus=pool.cpus, gpus=pool.gpus, in_flight=pool.in_flight))
 
     def _dispatch(self) -> None:
         now = time.monotonic()
-        while self.waiting and self.waiting[0][0] <= now:
-            self.pending.appendleft(heapq.heappop(self.waiting)[2])
         for slot in self.slots:
-            if slot.ready and not slot.open and self.suspects:
+            if slot.ready and not slot.open and self.backlog.has_suspects:
                 slot.alone = True
-                self._send(slot, self.suspects.popleft())
+                self._send(slot, self.backlog.take_suspect())
             # While suspects wait, actors run dry: each becomes free to try one of them alone.
-            while self._has_room(slot) and not self.suspects and self._draw():
-                self._send(slot, self.pending.popleft())
+            while self._has_room(slot) and not self.backlog.has_suspects:
+                task = self.backlog.take(now)
+                if task is None:
+                    return
+                self._send(slot, task)
 
-    def _has_room(self, slot: _Slot) -> bool:
+    def _has_room(self, slot: Slot) -> bool:
         return slot.ready and not slot.alone and slot.open < self.pool.in_flight
 
-    def _send(self, slot: _Slot, task: Task) -> None:
+    def _send(self, slot: Slot, task: Task) -> None:
         slot.open += 1
-        self.flying[slot.actor.run.remote(task.item)] = (slot, task)
+        ref = slot.actor.run.remote(self.backlog.item_of(task))
+        self.flying[ref] = _Flight(slot, task, self.backlog.squeezed)
 
     def _hear(self, ref: ray.ObjectRef) -> None:
         if ref in self.flying:
-            self._hear_of_task(ref)
+            self._hear_of_task(self.flying.pop(ref), ref)
             return
         slot = next((s for s in self.slots if s.ready_ref == ref), None)
         if slot is None:  # its actor died in the meantime and was replaced
             return
         try:
             slot.ready = ray.get(ref)
-        except RayTaskError as error:  # the worker's own code refused: every other worker would as well
-            raise RuntimeError(f"workers cannot be started: {_text(error)}") from error
         except RayError as error:
             self.slots.remove(slot)
-            self.failed_starts += 1
-            if self.failed_starts > 2 * self.pool.workers:
-                raise RuntimeError(f"workers cannot be started: {_text(error)}") from error
+            self._failed_start(error)
+        else:
+            self.ever_ready, self.failed_starts = True, 0
+            self.events.on_ready()
 
-    def _hear_of_task(self, ref: ray.ObjectRef) -> None:
-        slot, task = self.flying.pop(ref)
+    def _failed_start(self, error: RayError) -> None:
+        self.failed_starts += 1
+        # Where the worker's own code refuses before one ever started, every other would as well; later it may be a
+        # store that is away for a moment.
+        hopeless = isinstance(error, RayTaskError) and not self.ever_ready
+        if hopeless or self.failed_starts > 2 * self.pool.workers:
+            raise RuntimeError(f"workers cannot be started: {told(error)}") from error
+        _log.warning("a worker could not be started, another is tried: %s", told(error))
+        self.start_at = time.monotonic() + self.policy.pause_s(self.failed_starts)
+
+    def _hear_of_task(self, flight: _Flight, ref: ray.ObjectRef) -> None:
         try:
             row = ray.get(ref)
         except RayTaskError as error:
-            self._close(slot)
-            self._failed_attempt(task, _text(error))
+            self._close(flight.slot)
+            self._settle(self.backlog.failed(flight.task, told(error), time.monotonic()))
         except RayError as error:  # the process or its node is gone, not the block's code
-            self._bury(slot, task, _text(error))
+            self._bury(flight, error)
         else:
-            self._close(slot)
-            self._settle(Outcome(task.index, self.attempts.pop(task.index, 0) + 1, row))
+            self._close(flight.slot)
+            self._settle(self.backlog.done(flight.task, row, flight.squeezed))
 
-    def _close(self, slot: _Slot) -> None:
+    def _close(self, slot: Slot) -> None:
         slot.open -= 1
         slot.alone = False
 
-    def _bury(self, slot: _Slot, task: Task, error: str) -> None:
-        """An actor is gone: blame its block if it had one alone, suspect all of them if not."""
-        others = [ref for ref, (owner, _) in self.flying.items() if owner is slot]
-        if slot in self.slots:
-            self.slots.remove(slot)
-            ray.kill(slot.actor)
-        if slot.alone or (not others and slot.open == 1):
-            self._failed_attempt(task, f"its worker process died: {error}", suspect=True)
-            return
-        self.suspects.append(task)
-        self.suspects.extend(self.flying.pop(ref)[1] for ref in others)
-
-    def _failed_attempt(self, task: Task, error: str, *, suspect: bool = False) -> None:
-        attempt = self.attempts[task.index] = self.attempts.get(task.index, 0) + 1
-        if attempt >= self.policy.attempts:
-            del self.attempts[task.index]
-            self._settle(Outcome(task.index, attempt, error=error))
-        elif suspect:
-            self.suspects.append(task)
+    def _bury(self, flight: _Flight, error: RayError) -> None:
+        """An actor is gone: blame its block if it had one alone, suspect all of them if not; or blame none."""
+        slot, now = flight.slot, time.monotonic()
+        others = [ref for ref, other in self.flying.items() if other.slot is slot]
+        tasks = [flight.task, *(self.flying.pop(ref).task for ref in others)]
+        self.slots.remove(slot)
+        ray.kill(slot.actor)
+        fault = fault_of(error)
+        if fault == "memory":
+            self.backlog.out_of_memory(flight.squeezed)
+        if fault != "process":
+            for task in tasks:
+                self._settle(self.backlog.lost(task, f"its worker was lost: {told(error)}", now))
+        elif len(tasks) == 1:
+            self._settle(self.backlog.failed(flight.task, f"its worker process died: {told(error)}", now, alone=True))
         else:
-            heapq.heappush(self.waiting, (time.monotonic() + self.policy.pause_s(attempt), task.index, task))
+            for task in tasks:
+                self.backlog.suspect(task)
 
-    def _settle(self, outcome: Outcome) -> None:
-        self.on_result(outcome)
-        self.breaker.note(outcome)
-
-
-def _text(error: BaseException) -> str:
-    """The cause in one line: Ray's own text is a page of remote traceback."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException):
-        return f"{type(cause).__name__}: {cause}"
-    return str(error).strip().splitlines()[0]
+    def _settle(self, what: Outcome | Setback) -> None:
+        if isinstance(what, Setback):
+            self.events.on_setback(what)
+            return
+        self.on_result(what)
+        self.breaker.note(what)

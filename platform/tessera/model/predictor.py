@@ -26,6 +26,7 @@ from tessera.images.neighbours import with_neighbours
 from tessera.images.normalise import Normalisation
 from tessera.images.symmetries import Symmetry, SymmetryCount, check_square, symmetries_of
 from tessera.model.bundle import Contract, load_contract, load_model
+from tessera.model.memory import telling_of_memory
 from tessera.model.numerics import switch_off_tf32
 from tessera.model.spec import UnetSpec
 
@@ -104,7 +105,8 @@ def load_predictor(folder: Path, symmetries: SymmetryCount | None = None) -> tup
     contract = load_contract(folder)
     count = contract.symmetries if symmetries is None else symmetries
     check_square(count, contract.voxel_size_nm)
-    return averaged(valid_predict(load_model(folder), contract.network), symmetries_of(count)), contract
+    predict = telling_of_memory(valid_predict(load_model(folder), contract.network))
+    return averaged(predict, symmetries_of(count)), contract
 
 
 def predict_box(

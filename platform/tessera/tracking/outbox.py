@@ -1,7 +1,7 @@
 """What a run has to say, kept on disk until its MLflow server has taken it.
 
-A training outlives its server: whoever hears the reports only writes files, and the driver hands them in, in order, as
-soon as the server takes them. Handing in twice changes nothing in MLflow's tables, because each value keeps the time
+Work outlives its server: whoever hears the reports only writes files, and the driver hands them in, in order, as soon
+as the server takes them. Handing in twice changes nothing in MLflow's tables, because each value keeps the time
 at which it was first told.
 """
 
@@ -94,7 +94,7 @@ class Outbox:
                 self.hand_in()
             except UntakenError as error:
                 if not away:
-                    _log.warning("%s and handed in when it does; training goes on", error)
+                    _log.warning("%s and handed in when it does; the work goes on", error)
                 away += 1
                 continue
             if away:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,18 +19,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from tessera.engine.serial import run_serially
-from tessera.engine.tasks import MakeWorker, OnResult, Outcome, RetryPolicy, Task
+from tessera.engine.tasks import Events, MakeWorker, OnResult, Outcome, RetryPolicy, Setback, Squeeze, Task
 from tessera.geometry.blocks import BlockGrid
 from tessera.settings.common import RunnerSettings
 from tessera.storage.ledger import Ledger, LedgerRow
 from tessera.storage.locations import Place
 from tessera.workflows.access import with_access
+from tessera.workflows.live import Tell, shown
+from tessera.workflows.meter import Meter
 from tessera.workflows.outputs import OutputPlan
 
 _log = logging.getLogger(__name__)
+_SETBACKS_TOLD = 8
 
 
 class BlocksFailedError(RuntimeError):
@@ -80,6 +81,8 @@ def run_block_job(
     *,
     stage: str | None = None,
     item: Callable[[int], Any] | None = None,
+    squeeze: Squeeze | None = None,
+    tell: Tell | None = None,
 ) -> BlockReport:
     """Compute every block that the output's ledger does not record as done.
 
@@ -89,6 +92,8 @@ def run_block_job(
       runner: serial or Ray.
       stage: names a pass of its own over the output.
       item: what a worker is handed for a block; by default (index, box).
+      squeeze: makes items smaller once a worker ran out of memory; None where they cannot be.
+      tell: hears every ten seconds, and at the end, how far the job is.
 
     Raises:
       BlocksFailedError: some blocks were given up, after the rest was done; they are listed.
@@ -99,16 +104,18 @@ def run_block_job(
         done = ledger.done()
         missing = (i for i in range(len(grid)) if i not in done)
         tasks = (Task(i, item(i) if item else (i, grid.box(i))) for i in missing)
-        with _progress(f"{name}{f' ({stage})' if stage else ''}", len(grid), len(done)) as bar:
+        meter = Meter(f"{name} ({stage})" if stage else name, len(grid), len(done))
 
-            def on_result(outcome: Outcome) -> None:
-                nonlocal voxels
-                ledger.append(_row(outcome))
-                voxels += 0 if outcome.failed else grid.box(outcome.index).size
-                bar.update()
+        def on_result(outcome: Outcome) -> None:
+            nonlocal voxels
+            ledger.append(_row(outcome))
+            computed = 0 if outcome.failed else grid.box(outcome.index).size
+            meter.finished(outcome, computed)
+            voxels += computed
 
-            if len(done) < len(grid):
-                _run(make_worker, tasks, runner, on_result)
+        if len(done) < len(grid):
+            with shown(meter, tell):
+                _run(make_worker, tasks, runner, on_result, _events(meter), squeeze)
         failed = ledger.failed()
     report = BlockReport(len(grid), len(done), failed, time.perf_counter() - start, voxels)
     _log.info("%s: %d blocks, %d were done before", name, report.blocks, report.done_before)
@@ -131,39 +138,50 @@ def session(runner: RunnerSettings) -> Iterator[None]:
         yield
 
 
-def _run(make_worker: MakeWorker, tasks: Iterable[Task], runner: RunnerSettings, on_result: OnResult) -> None:
+def _run(
+    make_worker: MakeWorker,
+    tasks: Iterable[Task],
+    runner: RunnerSettings,
+    on_result: OnResult,
+    events: Events,
+    squeeze: Squeeze | None,
+) -> None:
     policy = RetryPolicy(attempts=runner.attempts)
     if runner.engine == "serial":
-        run_serially(make_worker, tasks, policy, on_result)
+        run_serially(make_worker, tasks, policy, on_result, events)
         return
     from tessera.engine.blocks import run_blocks
     from tessera.engine.placement import block_pool
     from tessera.engine.session import cluster_size
 
     with session(runner):
-        run_blocks(with_access(make_worker), tasks, block_pool(runner.workers, cluster_size()), policy, on_result)
+        pool = block_pool(runner.workers, cluster_size())
+        run_blocks(with_access(make_worker), tasks, pool, policy, on_result, events=events, squeeze=squeeze)
+
+
+def _events(meter: Meter) -> Events:
+    """Count what happens between blocks, and log setbacks: the first ones, then ever more rarely."""
+    count = 0
+
+    def on_setback(setback: Setback) -> None:
+        nonlocal count
+        count += 1
+        meter.setback(setback)
+        if count <= _SETBACKS_TOLD or count & (count - 1) == 0:  # a power of two: of a million, twenty are logged
+            _log.warning("block %d is tried again after: %s (setback %d)", setback.index, setback.error, count)
+
+    return Events(on_ready=meter.ready, on_setback=on_setback)
 
 
 def _row(outcome: Outcome) -> LedgerRow:
     now = time.time()
+    lost = {"lost_workers": outcome.losses} if outcome.losses else {}
     if outcome.failed:
-        return LedgerRow(outcome.index, "failed", outcome.attempt, error=outcome.error, finished_at=now)
-    values = {**outcome.row, "detail": json.dumps(outcome.row.get("detail", {}))}
+        return LedgerRow(
+            outcome.index, "failed", outcome.attempt, error=outcome.error, detail=json.dumps(lost), finished_at=now
+        )
+    values = {**outcome.row, "detail": json.dumps({**outcome.row.get("detail", {}), **lost})}
     return LedgerRow(outcome.index, "done", outcome.attempt, finished_at=now, **values)
-
-
-def _progress(name: str, total: int, done: int) -> Any:
-    # Off a terminal a line every ten seconds is enough: each refresh is a line of a job's log.
-    on_terminal = sys.stderr.isatty()
-    return tqdm(
-        desc=name,
-        total=total,
-        initial=done,
-        unit="block",
-        mininterval=0.1 if on_terminal else 10.0,
-        ascii=True,
-        ncols=100,
-    )
 
 
 def _failure_text(output: Place, grid: BlockGrid, failed: Mapping[int, str]) -> str:

@@ -25,6 +25,7 @@ from tessera.images.levels import LevelTable
 from tessera.images.quantise import StoredDtype, encode, polarity_of
 from tessera.images.symmetries import SymmetryCount, check_square
 from tessera.model.bundle import check_fit
+from tessera.model.memory import TileMemory
 from tessera.model.predictor import load_predictor, predict_box
 from tessera.settings.places import home
 from tessera.settings.predict import PredictSettings, parse_roi
@@ -38,6 +39,7 @@ from tessera.workflows.models import FoundModel, find_model
 from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_output, tracked_output
 from tessera.workflows.plain import plain
 from tessera.workflows.raw import RawSource, Read, find_raw
+from tessera.workflows.reporting import JobReports, reporting
 
 _log = logging.getLogger(__name__)
 
@@ -83,12 +85,12 @@ def predict(settings: PredictSettings) -> Place:
     plan, output = plan_prediction(settings, model)
     with session(settings):
         claim_output(output, overwrite=settings.overwrite)
-        with tracked_output(output, settings, {"tessera.model": model.name}) as run:
-            read = output.depends_on["input"]
-            run.dataset(read["path"], read["identity"], "prediction")
-            run.uses_model(model.name)
-            report = run_block_job(output, partial(make_block_worker, plan), settings)
-            _record(run, plan, model, report)
+        tags = {"tessera.model": model.name}
+        with tracked_output(output, settings, tags) as run, reporting(run, output.path) as reports:
+            _tell_origins(run, output, model)
+            make_worker, tell = partial(make_block_worker, plan), reports.over_time()
+            report = run_block_job(output, make_worker, settings, squeeze=squeezed, tell=tell)
+            _record(reports, plan, report)
     return output.path
 
 
@@ -245,10 +247,29 @@ def make_block_worker(plan: PredictPlan) -> Process:
         with lock:
             return predict_tiles(tiles)
 
-    def probability_of(core: Box) -> NDArray[np.float32]:
-        return predict_box(one_at_a_time, read, volume.shape, core, plan.tile, contract, plan.levels, plan.invalid)
+    memory = TileMemory(plan.tile, [axis.period for axis in contract.network.arithmetic.axes])
 
-    return partial(process_block, plan, output, probability_of)
+    def probability_of(core: Box) -> NDArray[np.float32]:
+        return memory.fit(
+            lambda tile: predict_box(one_at_a_time, read, volume.shape, core, tile, contract, plan.levels, plan.invalid)
+        )
+
+    return partial(in_memory, memory, partial(process_block, plan, output, probability_of))
+
+
+def squeezed(item: tuple[int, Box], halvings: int) -> tuple[int, Box, int]:
+    """An item whose tiles are halved so often, because a worker ran out of memory."""
+    return (*item[:2], halvings)
+
+
+def in_memory(memory: TileMemory, process: Process, item: tuple[int, Box] | tuple[int, Box, int]) -> dict[str, Any]:
+    """Process an item with tiles as small as it or earlier ones need; how small is told in its row."""
+    index, box, *halvings = item
+    memory.halve_to(*halvings or (0,))
+    row = process((index, box))
+    if not memory.halvings:
+        return row
+    return {**row, "detail": {**row.get("detail", {}), "tile_halvings": memory.halvings}}
 
 
 def process_block(
@@ -277,10 +298,17 @@ def process_block(
     return {**row, **watch.lap("write"), "bytes": voxels.nbytes, "checksum": checksum(voxels)}
 
 
-def _record(run: Tracker, plan: PredictPlan, model: FoundModel, report: BlockReport) -> None:
-    update_attributes(plan.output, complete=True)
-    if report.computed:
-        run.metrics(report.metrics)
-    run.document("output.json", {"output": str(plan.output), "model": model.name, "model_digest": model.digest})
+def _tell_origins(run: Tracker, output: OutputPlan, model: FoundModel) -> None:
+    """Link the run with what it reads and uses; a job that fails or still runs can be followed, too."""
+    read = output.depends_on["input"]
+    run.dataset(read["path"], read["identity"], "prediction")
+    run.uses_model(model.name)
+    run.document("output.json", {"output": str(output.path), "model": model.name, "model_digest": model.digest})
     if model.run_id:
         run.link("trained_by", model.run_id)
+
+
+def _record(reports: JobReports, plan: PredictPlan, report: BlockReport) -> None:
+    update_attributes(plan.output, complete=True)
+    if report.computed:
+        reports.summary(report.metrics)

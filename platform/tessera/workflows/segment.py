@@ -33,11 +33,12 @@ from tessera.storage.identity import identity
 from tessera.storage.ledger import ledger_path, read_rows
 from tessera.storage.locations import Place
 from tessera.storage.volumes import Volume, open_volume, update_attributes
-from tessera.tracking.runs import Tracker, check_tracking, tracking_uri
+from tessera.tracking.runs import check_tracking, tracking_uri
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
 from tessera.workflows.outputs import OutputPlan, claim_output, open_finished, plan_output, tracked_output
 from tessera.workflows.plain import plain
 from tessera.workflows.predict import KIND as PROBABILITY
+from tessera.workflows.reporting import JobReports, reporting
 
 _log = logging.getLogger(__name__)
 
@@ -75,17 +76,19 @@ def segment(settings: SegmentSettings) -> Place:
     plan, output = plan_segmentation(settings, volume)
     with session(settings):
         claim_output(output, overwrite=settings.overwrite)
-        with tracked_output(output, settings, {}) as run:
-            cells = _run_passes(settings, plan, output, run)
+        with tracked_output(output, settings, {}) as run, reporting(run, output.path) as reports:
             if volume.attributes.get("run_id"):
                 run.link("predicted_by", volume.attributes["run_id"])
+            cells = _run_passes(settings, plan, output, reports)
     _log.info("%s: %d cells", output.path, cells)
     return output.path
 
 
-def _run_passes(settings: SegmentSettings, plan: SegmentPlan, output: OutputPlan, run: Tracker) -> int:
+def _run_passes(settings: SegmentSettings, plan: SegmentPlan, output: OutputPlan, reports: JobReports) -> int:
     """Both passes and the numbering between them; returns the number of cells."""
-    faces = run_block_job(output, partial(_make_face_worker, plan), settings, stage=FACES)
+    faces = run_block_job(
+        output, partial(_make_face_worker, plan), settings, stage=FACES, tell=reports.over_time(FACES)
+    )
     grid = output.grid
     numbering = number_cells(plan, grid)
     labels = run_block_job(
@@ -93,10 +96,11 @@ def _run_passes(settings: SegmentSettings, plan: SegmentPlan, output: OutputPlan
         partial(_make_label_worker, plan),
         settings,
         item=lambda index: (grid.box(index), numbering.lookup(index)),
+        tell=reports.over_time(),
     )
     update_attributes(output.path, complete=True, cells=numbering.total)
     if labels.computed:
-        run.metrics(labels.metrics | {"cells": numbering.total, "faces_seconds": faces.seconds})
+        reports.summary(labels.metrics | {"cells": numbering.total, "faces_seconds": faces.seconds})
     return numbering.total
 
 
