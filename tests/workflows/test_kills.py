@@ -22,7 +22,7 @@ from tessera.storage.volumes import open_volume
 from volumes import grey, put_volume
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "kills.json"
-SHAPE, BLOCK = (24, 1024, 1024), [2, 128, 128]
+SHAPE, BLOCK = (16, 1024, 1024), [2, 128, 128]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_a_prediction_outlives_many_kills_of_each_kind(home: Path) -> None:
     kinds = [str(kind) for kind in rng.permutation(KINDS * rounds)]
     with cluster_of(2) as nodes:
         disturb(_predict_command(home, bundle, quiet), quiet, nodes, [], rng, most=1)
-        kills = disturb(_predict_command(home, bundle, output), output, nodes, kinds, rng, most=16)
+        kills = disturb(_predict_command(home, bundle, output), output, nodes, kinds, rng, most=10)
     assert len(kills) == len(kinds)
     assert_as_if_undisturbed(output, open_volume(quiet).array[:])
     _write_results([asdict(kill) for kill in kills], perf_counter() - begun)

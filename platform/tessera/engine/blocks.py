@@ -212,6 +212,7 @@ class _Run:
         fault = fault_of(error)
         if fault == "memory":
             self.backlog.out_of_memory(flight.squeezed)
+            _log.warning("a worker ran out of memory: %s", told(error))
         if fault != "process":
             for task in tasks:
                 self._settle(self.backlog.lost(task, f"its worker was lost: {told(error)}", now))
