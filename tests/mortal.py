@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -24,6 +24,7 @@ from tessera.storage.ledger import ledger_path, read_job, read_rows
 from tessera.storage.volumes import open_volume
 from tessera.workflows.block_jobs import checksum
 
+T = TypeVar("T")
 KINDS = ("worker", "node", "driver")
 PATIENCE_S = 1200
 # A node counts as dead after two seconds without an answer, instead of half a minute.
@@ -42,17 +43,17 @@ class Nodes:
 
         self._memory = {"object_store_memory": 80 * 2**20}
         head = {"num_cpus": 1, "include_dashboard": False, "_system_config": _HEALTH, **self._memory}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         for _ in range(count):
             self.add()
         self.address = str(self._cluster.address)
 
     def add(self) -> None:
-        self._cluster.add_node(num_cpus=1, **self._memory)
+        _patiently(lambda: self._cluster.add_node(num_cpus=1, **self._memory))
 
     def kill_worker(self, rng: np.random.Generator) -> bool:
         """SIGKILL to one of the processes that hold a worker; whether there was any."""
-        found = sorted((p for p in self._processes() if _title(p).startswith("ray::Worker")), key=lambda p: p.pid)
+        found = sorted((p for p in self._workers() if _title(p).startswith("ray::Worker")), key=lambda p: p.pid)
         if found:
             with suppress(psutil.NoSuchProcess):
                 found[int(rng.integers(len(found)))].kill()
@@ -68,15 +69,24 @@ class Nodes:
         return True
 
     def shutdown(self) -> None:
-        left = self._processes()
         self._cluster.shutdown()
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
 
-    def _processes(self) -> list[psutil.Process]:
-        """All that the nodes hold; their raylets are children of this process."""
-        return psutil.Process().children(recursive=True)
+    def _workers(self) -> list[psutil.Process]:
+        """What the raylets started; this process may have another Ray beside these nodes."""
+        raylets = [node.all_processes["raylet"][0].process.pid for node in self._cluster.list_all_nodes()]
+        found = []
+        for pid in raylets:
+            with suppress(psutil.NoSuchProcess):
+                found += psutil.Process(pid).children(recursive=True)
+        return found
+
+
+def _patiently(start: Callable[[], T], tries: int = 4) -> T:
+    """Ray waits half a minute for a node, which is not enough on a busy machine."""
+    for _ in range(tries - 1):
+        with suppress(Exception):
+            return start()
+    return start()
 
 
 @contextmanager

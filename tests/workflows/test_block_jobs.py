@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from tessera.engine.tasks import CircuitBrokenError, Process
+from tessera.engine.tasks import CircuitBrokenError, Process, RetryPolicy
 from tessera.settings.common import OutputSettings
 from tessera.storage.ledger import read_rows
 from tessera.workflows.block_jobs import BlocksFailedError, run_block_job
@@ -34,6 +34,12 @@ def output(home: Path) -> OutputPlan:
     plan = plan_output(_settings("serial"), str(home / "out.zarr"), (1, 80, 80), np.uint8, **facts)
     claim_output(plan)
     return plan
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a block waits is promised elsewhere, and a hundred waits are a minute."""
+    monkeypatch.setattr(RetryPolicy, "pause_s", lambda *given: 0.0)
 
 
 def _make(what: Callable[[int], None]) -> Process:
@@ -64,6 +70,7 @@ def test_of_a_hundred_blocks_the_one_that_kills_its_process_is_quarantined_with_
     assert [(row.block, row.attempt) for row in rows if row.status == "failed"] == [(42, 2)]
 
 
+@pytest.mark.usefixtures("no_pauses")
 def test_a_job_in_which_everything_fails_stops_again_after_a_resume_and_ends_once_the_cause_is_mended(
     output: OutputPlan,
 ) -> None:
@@ -82,6 +89,7 @@ def test_a_job_in_which_everything_fails_stops_again_after_a_resume_and_ends_onc
     assert Counter(row.block for row in read_rows(output.path) if row.status == "done") == Counter(range(100))
 
 
+@pytest.mark.usefixtures("no_pauses")
 def test_tries_that_failed_are_counted_in_the_row_and_told_ever_more_rarely(
     output: OutputPlan, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,12 +25,6 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "kills.json"
 SHAPE, BLOCK = (16, 1024, 1024), [2, 128, 128]
 
 
-@pytest.fixture(autouse=True)
-def patient_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine starts its nodes slowly."""
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "240")
-
-
 def test_a_worker_a_node_and_the_driver_are_killed_and_another_interrupted_and_nothing_is_lost(home: Path) -> None:
     raw = put_volume(home / "raw.zarr", grey(mortal_job.SHAPE))
     output, rng = home / "out.zarr", np.random.default_rng(7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -76,7 +77,10 @@ def test_rates_retries_and_failures_are_metrics_over_the_blocks_done(
 def test_a_prediction_s_run_leads_to_the_model_version_and_the_run_that_trained_it(home: Path) -> None:
     uri = tracking_uri(None, home)
     with tracked_run(uri, "tests", "training", {}, {}, home) as training:
-        model = register_bundle(training, make_bundle(home / "bundle"), "net", [])
+        contract = make_bundle(home / "bundle") / "contract.json"
+        told = json.loads(contract.read_text())
+        contract.write_text(json.dumps(told | {"training": {"run_id": training.run_id}}))
+        model = register_bundle(training, contract.parent, "net", [])
     put_volume(home / "raw.zarr", grey((1, 64, 64)))
     predict(
         PredictSettings(
