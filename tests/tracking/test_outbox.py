@@ -41,7 +41,7 @@ def _history(run: Tracker, name: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in MlflowClient(run.uri).get_metric_history(run.run_id, name)]
 
 
-def _until(true: Callable[[], bool], seconds: float = 60) -> None:
+def _until(true: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
