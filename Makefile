@@ -13,8 +13,9 @@ CONSTRAINTS := infra/constraints.txt
 demo: $(READY)
 	$(BIN)/tessera demo
 
+# Two at a time: much of the suite waits for processes to start. A file's tests stay together, with their one Ray.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
