@@ -60,8 +60,13 @@ def _spans(start: int, stop: int, most: int, axis: AxisArithmetic) -> list[tuple
 
 
 def widest_context(core: Box, tile: Sequence[int], arithmetic: Arithmetic) -> Box:
-    """The input that all tiles of `core` read together: one read serves them all."""
-    useful = [t.useful for t in tiles_of(core, tile, arithmetic)]
-    start = tuple(min(b.start[i] for b in useful) for i in range(core.ndim))
-    stop = tuple(max(b.stop[i] for b in useful) for i in range(core.ndim))
+    """The input that all tiles of `core` read together."""
+    return shared_context(list(tiles_of(core, tile, arithmetic)), arithmetic)
+
+
+def shared_context(tiles: Sequence[Tile], arithmetic: Arithmetic) -> Box:
+    """The input that tiles, at least one, read together: one read serves them all."""
+    useful = [tile.useful for tile in tiles]
+    start = tuple(min(b.start[i] for b in useful) for i in range(useful[0].ndim))
+    stop = tuple(max(b.stop[i] for b in useful) for i in range(useful[0].ndim))
     return arithmetic.input_box(Box(start, stop))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tessera.geometry.arithmetic import Arithmetic
 from tessera.geometry.boxes import Box
-from tessera.geometry.tiles import tiles_of, widest_context
+from tessera.geometry.tiles import Tile, shared_context, tiles_of
 from tessera.images.levels import LevelTable, levels_of_sections
 from tessera.images.mirror import read_mirrored
 from tessera.images.neighbours import with_neighbours
@@ -118,6 +118,7 @@ def predict_box(
     contract: Contract,
     levels: LevelTable | None = None,
     missing: Collection[int] = (),
+    wanted: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """Membrane probability of a box, tile by tile.
 
@@ -131,20 +132,24 @@ def predict_box(
       levels: for a `per_section` contract, grey levels of the sections of `core` and of its halo on z. Others that
         are read along with a tile come out as 0; they yield no voxel of `core`.
       missing: sections that hold nothing: a 2.5D network is not shown them, see `neighbour_positions`.
+      wanted: bool, of `core`'s shape: a tile without one such voxel is neither read nor predicted; None wants all.
 
     Returns:
-      float32, of `core`'s shape, in [0, 1].
+      float32, of `core`'s shape, in [0, 1]; 0 in tiles that are not wanted.
 
     Raises:
       ValueError: the contract's rule needs levels and there are none, or the other way round, or a section of `core`
         or of that halo is not among them.
     """
     arithmetic, channels = contract.network.arithmetic, contract.network.input_sections
-    context = widest_context(core, tile, arithmetic)
+    pieces = [piece for piece in tiles_of(core, tile, arithmetic) if _is_wanted(piece, core, wanted)]
+    probability = np.zeros(core.shape, np.float32)
+    if not pieces:
+        return probability
+    context = shared_context(pieces, arithmetic)
     seen = core.grown(arithmetic.halo).clipped(Box.whole(shape))
     image = read_mirrored(_normalising(read, contract.normalisation, seen, levels), tuple(shape), context)
-    probability = np.empty(core.shape, np.float32)
-    for piece in tiles_of(core, tile, arithmetic):
+    for piece in pieces:
         needed = arithmetic.input_box(piece.useful)
         voxels = image[needed.relative_to(context.start).slices]
         valid = predict(with_neighbours(voxels, needed.start[0], channels, shape[0], missing))[..., 0]
@@ -152,6 +157,10 @@ def predict_box(
         kept = useful[piece.keep.relative_to(piece.useful.start).slices]
         probability[piece.keep.relative_to(core.start).slices] = kept
     return probability
+
+
+def _is_wanted(piece: Tile, core: Box, wanted: NDArray[np.bool_] | None) -> bool:
+    return wanted is None or bool(wanted[piece.keep.relative_to(core.start).slices].any())
 
 
 def _normalising(read: Read, rule: Normalisation, seen: Box, levels: LevelTable | None) -> Read:

@@ -29,6 +29,12 @@ class PredictSettings(TrackedOutputSettings):
         the model learned them dark, or the other way.
       roi: half-open region of interest in voxels of the level that is read, such as 0:10,100:400,0:512 (z, y, x); null
         takes everything.
+      mask: a volume whose voxels that are not 0 say where to predict, of any voxel size that covers the volume; voxels
+        elsewhere get probability 0 and are marked invalid. Null predicts everywhere.
+      sections: which sections of the level that is read to predict, such as 0-19,25; the others are marked invalid.
+        Null takes all.
+      skip: go over blocks and tiles without a valid voxel, and take the network's output for flat grey from memory.
+        Changes speed, never a voxel.
       tile: most useful voxels the network yields per pass, z, y, x. Changes speed and memory, never a voxel.
       symmetries: orientations of each tile to average over: 1 as is, 4 flips, 8 flips and turns by 90 degrees, at as
         many times the cost; null takes those that the model's threshold was chosen with.
@@ -53,6 +59,9 @@ class PredictSettings(TrackedOutputSettings):
     voxel_size_nm: tuple[float, float, float] | None = None
     invert_contrast: bool = False
     roi: str | None = None
+    mask: str | None = None
+    sections: str | None = None
+    skip: bool = True
     tile: tuple[int, int, int] = (1, 512, 512)
     symmetries: SymmetryCount | None = None
     output_dtype: StoredDtype = "uint8"
@@ -65,6 +74,8 @@ class PredictSettings(TrackedOutputSettings):
                 raise ValueError(f"{name} is not given. Try --{name} {example}.")
         check_layout("tile", self.tile)
         check_apart(self.output, self.volume)
+        if self.mask is not None:
+            check_apart(self.output, self.mask)
 
 
 def parse_roi(text: str | None, shape: tuple[int, ...]) -> Box:

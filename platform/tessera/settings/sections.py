@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def parse_sections(text: str | None, depth: int) -> tuple[int, ...]:
     """The section numbers that `text` selects from a volume of `depth` sections, in order.
@@ -33,3 +35,18 @@ def parse_sections(text: str | None, depth: int) -> tuple[int, ...]:
             f"sections={text!r} passes the volume, which has {depth} sections, 0-{depth - 1}. Try '0-{depth - 1}'."
         )
     return tuple(chosen)
+
+
+def name_sections(chosen: Iterable[int]) -> str:
+    """The selection of these sections, as people write it.
+
+    >>> name_sections([0, 1, 2, 5])
+    '0-2,5'
+    """
+    runs: list[list[int]] = []
+    for z in sorted(chosen):
+        if runs and runs[-1][-1] == z - 1:
+            runs[-1][-1:] = [z] if len(runs[-1]) == 2 else [z - 1, z]
+        else:
+            runs.append([z])
+    return ",".join("-".join(str(z) for z in run) for run in runs)

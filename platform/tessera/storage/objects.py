@@ -175,6 +175,30 @@ def keys_below(place: Url, at_most: int) -> list[str]:
         return [meta["path"] for meta in next(iter(listed), [])][:at_most]
 
 
+def list_below(place: Url, start: str = "") -> Iterator[str]:
+    """Names, relative to a prefix, of every object below it whose name begins with the folder `start`."""
+    with told(place):
+        for batch in obstore.list(backing_store(place), prefix=start or None):
+            yield from (meta["path"] for meta in batch)
+
+
+def read_edge(place: Place, count: int, *, at_end: bool) -> bytes:
+    """The first or last `count` bytes of a file; fewer where it is shorter.
+
+    Raises:
+      OSError: it is not there, or cannot be read.
+    """
+    if isinstance(place, Path):
+        with place.open("rb") as file:
+            if at_end:
+                file.seek(max(os.fstat(file.fileno()).st_size - count, 0))
+            return file.read(count)
+    part: Any = {"suffix": count} if at_end else (0, count)
+    with told(place):
+        found = obstore.get(backing_store(place.parent), place.name, options={"range": part})
+        return bytes(found.bytes())
+
+
 def stamp(place: Place) -> list[int | str | None] | None:
     """What changes when a file does: size and modification time (ns), or size and ETag; None where there is none."""
     try:

@@ -21,6 +21,7 @@ from tessera.storage.layouts import Layout, legal_layout
 from tessera.storage.objects import remove_tree
 from tessera.storage.ome import Level
 from tessera.storage.stores import zarr_children
+from tessera.storage.validity import VALID
 from tessera.storage.volumes import Volume, open_array
 
 Size = tuple[float, float, float]
@@ -127,10 +128,10 @@ def finish_levels(volume: Volume, planned: Sequence[PyramidLevel]) -> None:
 
 
 def remove_levels(volume: Volume) -> None:
-    """Forget and delete every level but the finest, those of a job that was killed included."""
+    """Forget and delete every level but the finest, those of a job that was killed included; a validity mask stays."""
     set_levels(volume.place, volume.levels[:1])
     for name in zarr_children(volume.place):
-        if name != volume.levels[0].path:
+        if name not in (volume.levels[0].path, VALID):
             remove_tree(volume.place / name)
 
 

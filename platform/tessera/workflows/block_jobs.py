@@ -83,6 +83,7 @@ def run_block_job(
     item: Callable[[int], Any] | None = None,
     squeeze: Squeeze | None = None,
     tell: Tell | None = None,
+    settled: Callable[[int], dict[str, Any] | None] | None = None,
 ) -> BlockReport:
     """Compute every block that the output's ledger does not record as done.
 
@@ -94,6 +95,7 @@ def run_block_job(
       item: what a worker is handed for a block; by default (index, box).
       squeeze: makes items smaller once a worker ran out of memory; None where they cannot be.
       tell: hears every ten seconds, and at the end, how far the job is.
+      settled: gives the row of a block that needs no worker, or None.
 
     Raises:
       BlocksFailedError: some blocks were given up, after the rest was done; they are listed.
@@ -103,19 +105,27 @@ def run_block_job(
     with Ledger.open(output.path, output.key, output.facts, stage=stage) as ledger:
         done = ledger.done()
         missing = (i for i in range(len(grid)) if i not in done)
-        tasks = (Task(i, item(i) if item else (i, grid.box(i))) for i in missing)
         meter = Meter(f"{name} ({stage})" if stage else name, len(grid), len(done))
 
         def on_result(outcome: Outcome) -> None:
             nonlocal voxels
             ledger.append(_row(outcome))
-            computed = 0 if outcome.failed else grid.box(outcome.index).size
+            skipped = outcome.row.get("detail", {}).get("skipped", False)
+            computed = 0 if outcome.failed or skipped else grid.box(outcome.index).size
             meter.finished(outcome, computed)
             voxels += computed
 
+        def tasks() -> Iterator[Task]:
+            for i in missing:
+                row = settled(i) if settled else None
+                if row is None:
+                    yield Task(i, item(i) if item else (i, grid.box(i)))
+                else:
+                    on_result(Outcome(i, 1, row))
+
         if len(done) < len(grid):
             with shown(meter, tell):
-                _run(make_worker, tasks, runner, on_result, _events(meter), squeeze)
+                _run(make_worker, tasks(), runner, on_result, _events(meter), squeeze)
         failed = ledger.failed()
     report = BlockReport(len(grid), len(done), failed, time.perf_counter() - start, voxels)
     _log.info("%s: %d blocks, %d were done before", name, report.blocks, report.done_before)

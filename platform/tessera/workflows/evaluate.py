@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.geometry.boxes import Box
 from tessera.images.quantise import STORED_DTYPES, decode
 from tessera.images.targets import CELL, UNKNOWN, target_of_labels
 from tessera.metrics.isbi import THRESHOLDS, IsbiScores, SectionScores, finish, score_section
 from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.places import home, input_path
 from tessera.settings.sections import parse_sections
+from tessera.storage.validity import valid_reader
 from tessera.storage.volumes import Volume
 from tessera.tracking.curves import log_threshold_curve
 from tessera.tracking.pictures import contact_sheet
@@ -41,8 +43,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     probability, labels = _opened(settings, settings.volume), _opened(settings, settings.labels)
     sections = _scored_sections(settings, probability, labels)
     # Refused before hours of scoring: against swapped labels every score is a number, and means nothing.
-    check_membrane_share((_target(settings, labels, z) for z in sections), labels.url, "--invert_labels")
-    sections = _with_known_cells(settings, labels, sections)
+    check_membrane_share((_target(settings, probability, labels, z) for z in sections), labels.url, "--invert_labels")
+    sections = _with_known_cells(settings, probability, labels, sections)
     panels = SectionPanels(
         probability, labels, _cells(settings, probability), settings.invert_labels, settings.unknown_label
     )
@@ -111,27 +113,34 @@ def score_volume(
     sections: tuple[int, ...],
     frozen: float | None,
 ) -> IsbiScores:
-    """Score the known pixels of sections one at a time, at the published thresholds and the frozen one."""
+    """Score the known, valid pixels of sections one at a time, at the published thresholds and the frozen one."""
     thresholds = tuple(sorted({*THRESHOLDS, *([float(frozen)] if frozen is not None else [])}))
 
     def one(z: int) -> SectionScores:
-        target = _target(settings, labels, z)
+        target = _target(settings, probability, labels, z)
         return score_section(1.0 - decode(probability.section(z)), target == CELL, thresholds, known=target != UNKNOWN)
 
     return finish([one(z) for z in sections])
 
 
-def _target(settings: EvaluateSettings, labels: Volume, z: int) -> NDArray[np.uint8]:
-    return target_of_labels(labels.section(z), invert=settings.invert_labels, unknown=settings.unknown_label)
+def _target(settings: EvaluateSettings, probability: Volume, labels: Volume, z: int) -> NDArray[np.uint8]:
+    """What a section truly is, unknown where it was not predicted: that is not scored."""
+    target = target_of_labels(labels.section(z), invert=settings.invert_labels, unknown=settings.unknown_label)
+    if "validity" in probability.attributes:
+        valid = valid_reader(probability)(Box((z, 0, 0), (z + 1, *probability.shape[1:])))[0]
+        target = np.where(valid, target, np.uint8(UNKNOWN))
+    return target
 
 
-def _with_known_cells(settings: EvaluateSettings, labels: Volume, sections: tuple[int, ...]) -> tuple[int, ...]:
+def _with_known_cells(
+    settings: EvaluateSettings, probability: Volume, labels: Volume, sections: tuple[int, ...]
+) -> tuple[int, ...]:
     """The sections that can be scored; those chosen by number must all be."""
-    bare = [z for z in sections if not (_target(settings, labels, z) == CELL).any()]
+    bare = [z for z in sections if not (_target(settings, probability, labels, z) == CELL).any()]
     if bare and settings.sections is not None:
         raise ValueError(
-            f"sections {bare} of {labels.url} have no pixel that is known to be cell: only those are scored. Leave "
-            "them out of --sections."
+            f"sections {bare} of {labels.url} have no pixel that is known to be cell, and valid: only those are "
+            "scored. Leave them out of --sections."
         )
     if bare:
         _log.warning("sections %s of %s are not scored: no pixel of them is known to be cell", bare, labels.url)

@@ -6,7 +6,7 @@ depends on the volume alone, not on the region, tiles or blocks of the job.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,23 +17,32 @@ from tessera.images.levels import Levels, LevelTable, check_levels, grey_levels,
 from tessera.storage.volumes import Volume
 
 
-def volume_levels(volume: Volume, sections: range, read: Callable[[Box], NDArray[Any]] | None = None) -> LevelTable:
-    """Levels by section number; None for sections that the volume marks invalid.
+def volume_levels(
+    volume: Volume,
+    sections: range,
+    read: Callable[[Box], NDArray[Any]] | None = None,
+    *,
+    unread: Collection[int] = (),
+    bare: Collection[int] = (),
+) -> LevelTable:
+    """Levels by section number; None for sections that the volume marks invalid, and for those that nobody reads.
 
     Args:
       volume: z, y, x.
       sections: which to measure.
       read: gives the voxels of a box of it; by default the volume's own.
+      unread: sections that need no levels; they are not measured.
+      bare: sections that may have none: where they are predicted, nothing of them is stored.
 
     Raises:
-      ValueError: a valid section has no levels; names it.
+      ValueError: any other section has no levels; names it.
     """
     table: dict[int, Levels | None] = dict.fromkeys(sections)
-    valid = [z for z in sections if z not in volume.invalid_sections]
+    valid = [z for z in sections if z not in volume.invalid_sections and z not in unread]
     for slab in _slabs(valid, volume.chunk[0]):
         samples = _samples(volume, slab, read or volume.read)
         table |= {z: grey_levels(samples[z - slab.start]) for z in valid if z in slab}
-    check_levels({z: table[z] for z in valid}, volume.url)
+    check_levels({z: table[z] for z in valid if z not in bare}, volume.url)
     return table
 
 

@@ -24,6 +24,7 @@ from tessera.storage.layouts import Layout, legal_layout
 from tessera.storage.ledger import Ledger, has_job, ledger_path, remove_output
 from tessera.storage.locations import Place
 from tessera.storage.ome import OmeZarr
+from tessera.storage.validity import add_validity
 from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 from tessera.workflows.plain import plain
@@ -48,6 +49,7 @@ class OutputPlan:
       translation_nm: where voxel 0 lies, z, y, x; None at the origin.
       channels: what the one channel is called, for viewers; none is fine.
       ome_zarr: version of the format.
+      validity: whether a validity mask is kept beside the voxels.
     """
 
     path: Place
@@ -64,6 +66,7 @@ class OutputPlan:
     translation_nm: tuple[float, ...] | None = None
     channels: tuple[str, ...] = ()
     ome_zarr: OmeZarr = "0.5"
+    validity: bool = False
 
     @property
     def grid(self) -> BlockGrid:
@@ -130,7 +133,9 @@ def claim_output(plan: OutputPlan, *, overwrite: bool = False, stage: str | None
     """
     if overwrite:
         remove_output(plan.path)
-    create_output(plan)
+    volume = create_output(plan)
+    if plan.validity:
+        add_validity(volume)
     if not has_job(plan.path, stage=stage) and open_volume(plan.path).attributes.get("complete"):
         raise FileExistsError(
             f"{plan.path} is a finished volume without its ledger ({ledger_path(plan.path)}): whether this job made it "

@@ -2,8 +2,8 @@
 
     volume --core + halo--> mirror at the true edge --> normalise --> tiles --> network --> uint8 --> whole shards
 
-The halo is derived from the model's layers. Sections marked invalid are neither predicted nor called cell: they hold 0
-and stay marked in the output.
+The halo is derived from the model's layers. What is not valid (validity.py) is neither predicted nor called cell: it
+holds 0 and is marked in the output.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tessera.images.levels import LevelTable
 from tessera.images.quantise import StoredDtype, encode, polarity_of
 from tessera.images.symmetries import SymmetryCount, check_square
 from tessera.model.bundle import check_fit
+from tessera.model.flat import remembering_flat
 from tessera.model.memory import TileMemory
 from tessera.model.predictor import load_predictor, predict_box
 from tessera.settings.places import home
@@ -40,6 +41,7 @@ from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_
 from tessera.workflows.plain import plain
 from tessera.workflows.raw import RawSource, Read, find_raw
 from tessera.workflows.reporting import JobReports, reporting
+from tessera.workflows.validity import BlockOutput, Validity, plan_validity, skipped_row, skipping
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +59,9 @@ class PredictPlan:
       roi: the region predicted, in the raw volume's voxels; the output's voxel 0 is its start.
       tile: most useful voxels per pass.
       symmetries: how many to average over.
-      invalid: invalid sections, in the raw volume's numbering.
+      missing: sections that hold nothing, in the raw volume's numbering.
+      validity: what of the region is predicted.
+      skip: whether blocks and tiles without a valid voxel are gone over, and flat ones remembered.
       levels: grey levels of the sections that are read, in the same numbering, where the model's rule needs them.
       dtype: in which probability is stored.
     """
@@ -68,7 +72,9 @@ class PredictPlan:
     roi: Box
     tile: tuple[int, int, int]
     symmetries: SymmetryCount
-    invalid: frozenset[int]
+    missing: frozenset[int]
+    validity: Validity
+    skip: bool
     levels: LevelTable | None
     dtype: StoredDtype = "uint8"
 
@@ -89,7 +95,8 @@ def predict(settings: PredictSettings) -> Place:
         with tracked_output(output, settings, tags) as run, reporting(run, output.path) as reports:
             _tell_origins(run, output, model)
             make_worker, tell = partial(make_block_worker, plan), reports.over_time()
-            report = run_block_job(output, make_worker, settings, squeeze=squeezed, tell=tell)
+            settled = skipping(plan.validity, output.grid, output.dtype) if plan.skip else None
+            report = run_block_job(output, make_worker, settings, squeeze=squeezed, tell=tell, settled=settled)
             _record(reports, plan, report)
     return output.path
 
@@ -107,8 +114,8 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
     symmetries = chosen_symmetries(settings.symmetries, model, volume)
     roi = parse_roi(settings.roi, volume.shape)
     _glance_at_values(volume, roi, read)
-    invalid = frozenset(volume.invalid_sections)
-    levels = levels_for(model, volume, roi, read)
+    validity = plan_validity(settings, volume, roi)
+    levels = levels_for(model, volume, validity, read)
     output = plan_output(
         settings,
         settings.output,
@@ -125,19 +132,32 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
             "roi": [roi.start, roi.stop],
             "precision": "float32",
             "symmetries": symmetries,
+            **validity.facts,
             **({} if levels is None else {"section_levels": digest_of(attribute_of(levels))}),
         },
-        attributes=_attributes(settings, model, volume, roi, symmetries, levels),
+        attributes=_attributes(settings, model, volume, validity, symmetries, levels),
         name=KIND,
         translation_nm=_translation_nm(volume, roi),
         channels=(KIND,),
+        validity=validity.is_kept,
     )
-    bundle, tile = model.bundle, settings.tile
-    dtype = settings.output_dtype
-    return PredictPlan(raw, output.path, bundle, roi, tile, symmetries, invalid, levels, dtype), output
+    plan = PredictPlan(
+        raw,
+        output.path,
+        model.bundle,
+        roi,
+        settings.tile,
+        symmetries,
+        frozenset(volume.invalid_sections),
+        validity,
+        settings.skip,
+        levels,
+        settings.output_dtype,
+    )
+    return plan, output
 
 
-def levels_for(model: FoundModel, volume: Volume, roi: Box, read: Read) -> LevelTable | None:
+def levels_for(model: FoundModel, volume: Volume, validity: Validity, read: Read) -> LevelTable | None:
     """Grey levels of the sections that the region's prediction reads; None where the model's rule needs none.
 
     Raises:
@@ -146,9 +166,11 @@ def levels_for(model: FoundModel, volume: Volume, roi: Box, read: Read) -> Level
     if not model.contract.normalisation.needs_levels:
         return None
     # What mirroring reads beyond the first or last section lies within the halo of it, too.
-    halo = model.contract.network.arithmetic.halo[0]
+    halo, roi = model.contract.network.arithmetic.halo[0], validity.roi
     reach = range(max(roi.start[0] - halo, 0), min(roi.stop[0] + halo, volume.shape[0]))
-    return volume_levels(volume, reach, read)
+    predicted = set(range(roi.start[0], roi.stop[0])) - validity.invalid
+    unread = {z for z in reach if predicted.isdisjoint(range(z - halo, z + halo + 1))}
+    return volume_levels(volume, reach, read, unread=unread, bare=validity.bare)
 
 
 def check_contract(model: FoundModel, volume: Volume, *, accept_mismatch: bool) -> None:
@@ -215,14 +237,14 @@ def _attributes(
     settings: PredictSettings,
     model: FoundModel,
     volume: Volume,
-    roi: Box,
+    validity: Validity,
     symmetries: SymmetryCount,
     levels: LevelTable | None,
 ) -> dict[str, Any]:
-    inside = range(roi.start[0], roi.stop[0])
+    roi = validity.roi
     return {
         "polarity": polarity_of(settings.output_dtype),
-        "invalid_sections": sorted(z - roi.start[0] for z in volume.invalid_sections if z in inside),
+        **validity.attributes,
         "input": volume.url,
         "input_level": volume.level,
         "invert_contrast": settings.invert_contrast,
@@ -238,6 +260,8 @@ def _attributes(
 def make_block_worker(plan: PredictPlan) -> Process:
     """In a worker: load the model and open the volumes once; returns the function that does one block."""
     predict_tiles, contract = load_predictor(plan.bundle, plan.symmetries)
+    if plan.skip:
+        predict_tiles = remembering_flat(predict_tiles)
     volume, output = plan.raw.open(), open_volume(plan.output, writable=True)
     read = plan.raw.reader(volume)
     # One pass at a time: the network's own threads fill the cores, while other threads read and write.
@@ -249,12 +273,15 @@ def make_block_worker(plan: PredictPlan) -> Process:
 
     memory = TileMemory(plan.tile, [axis.period for axis in contract.network.arithmetic.axes])
 
-    def probability_of(core: Box) -> NDArray[np.float32]:
+    def probability_of(core: Box, wanted: NDArray[np.bool_] | None) -> NDArray[np.float32]:
         return memory.fit(
-            lambda tile: predict_box(one_at_a_time, read, volume.shape, core, tile, contract, plan.levels, plan.invalid)
+            lambda tile: predict_box(
+                one_at_a_time, read, volume.shape, core, tile, contract, plan.levels, plan.missing, wanted
+            )
         )
 
-    return partial(in_memory, memory, partial(process_block, plan, output, probability_of))
+    process = partial(process_block, plan, BlockOutput.open(output, plan.validity), probability_of)
+    return partial(in_memory, memory, process)
 
 
 def squeezed(item: tuple[int, Box], halvings: int) -> tuple[int, Box, int]:
@@ -274,28 +301,44 @@ def in_memory(memory: TileMemory, process: Process, item: tuple[int, Box] | tupl
 
 def process_block(
     plan: PredictPlan,
-    output: Volume,
-    probability_of: Callable[[Box], NDArray[np.float32]],
+    output: BlockOutput,
+    probability_of: Callable[[Box, NDArray[np.bool_] | None], NDArray[np.float32]],
     item: tuple[int, Box],
 ) -> dict[str, Any]:
     """Predict one block and write it; returns the ledger's row.
 
     Args:
       plan: the checked prediction.
-      output: the probability volume.
-      probability_of: float32 probability of a box in the raw volume's voxels.
+      output: the probability volume, and its validity.
+      probability_of: float32 probability of a box in the raw volume's voxels, where it is wanted.
       item: the block's index, and its box in the output's voxels.
     """
     _, box = item
     watch = Stopwatch()
     core = box.shifted(plan.roi.start)
-    valid = np.array([z not in plan.invalid for z in range(core.start[0], core.stop[0])])
-    probability = probability_of(core) if valid.any() else np.zeros(core.shape, np.float32)
-    probability[~valid] = 0
+    valid = output.valid_of(core)
+    if plan.skip and not valid.any():
+        return skipped_row(box.size * output.volume.dtype.itemsize)
+    probability = probability_of(core, valid if plan.skip else None)
     row = watch.lap("compute")
-    voxels = encode(probability, plan.dtype)
-    output.write(box, voxels)
+    voxels = encoded_where(valid, probability, plan.dtype)
+    output.write(box, voxels, valid)
     return {**row, **watch.lap("write"), "bytes": voxels.nbytes, "checksum": checksum(voxels)}
+
+
+def encoded_where(valid: NDArray[np.bool_], probability: NDArray[np.float32], dtype: StoredDtype) -> NDArray[Any]:
+    """Probability as it is stored: 0 where it is not valid.
+
+    Args:
+      valid: bool, (z, y, x).
+      probability: of the same shape; what it holds elsewhere does not matter.
+      dtype: in which it is stored.
+    """
+    voxels = np.zeros(valid.shape, dtype)
+    # Section by section: most of a sparse block is never touched, and temporary copies stay small.
+    for z in np.flatnonzero(valid.any(axis=(1, 2))):
+        voxels[z] = encode(np.where(valid[z], probability[z], np.float32(0)), dtype)
+    return voxels
 
 
 def _tell_origins(run: Tracker, output: OutputPlan, model: FoundModel) -> None:

@@ -32,6 +32,7 @@ from tessera.storage.arrays import load_arrays, save_arrays
 from tessera.storage.identity import identity
 from tessera.storage.ledger import ledger_path, read_rows
 from tessera.storage.locations import Place
+from tessera.storage.validity import ReadValid, valid_reader
 from tessera.storage.volumes import Volume, open_volume, update_attributes
 from tessera.tracking.runs import check_tracking, tracking_uri
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
@@ -54,14 +55,12 @@ class SegmentPlan:
       output: the label volume's path.
       threshold: cell probability above which a pixel is cell.
       connectivity: which pixels touch.
-      invalid: sections without cells.
     """
 
     probability: Place
     output: Place
     threshold: float
     connectivity: Connectivity
-    invalid: frozenset[int]
 
 
 def segment(settings: SegmentSettings) -> Place:
@@ -131,7 +130,7 @@ def plan_segmentation(settings: SegmentSettings, volume: Volume) -> tuple[Segmen
         translation_nm=volume.translation_nm,
     )
     connectivity = Connectivity(f"section-{settings.connectivity}")
-    return SegmentPlan(volume.place, output.path, threshold, connectivity, frozenset(invalid)), output
+    return SegmentPlan(volume.place, output.path, threshold, connectivity), output
 
 
 def _threshold(settings: SegmentSettings, volume: Volume) -> float:
@@ -148,23 +147,23 @@ def _threshold(settings: SegmentSettings, volume: Volume) -> float:
     return float(threshold)
 
 
-def cells_of(plan: SegmentPlan, volume: Volume, box: Box) -> tuple[NDArray[np.uint32], int]:
+def cells_of(plan: SegmentPlan, volume: Volume, valid_of: ReadValid, box: Box) -> tuple[NDArray[np.uint32], int]:
     """Local cells of one block: the same ids in both passes and on every machine."""
     cell = 1.0 - decode(volume.read(box))
     mask = cell > np.float32(plan.threshold)
-    for offset, z in enumerate(range(box.start[0], box.stop[0])):
-        if z in plan.invalid:
-            mask[offset] = False
+    # What was not predicted holds probability 0, which is not "cell".
+    mask &= valid_of(box)
     return label_block(mask, plan.connectivity)
 
 
 def _make_face_worker(plan: SegmentPlan) -> Process:
     volume = open_volume(plan.probability)
+    valid_of = valid_reader(volume)
 
     def process(item: tuple[int, Box]) -> dict[str, Any]:
         index, box = item
         watch = Stopwatch()
-        labels, count = cells_of(plan, volume, box)
+        labels, count = cells_of(plan, volume, valid_of, box)
         row = watch.lap("compute")
         save_arrays(_faces_path(plan.output, index), faces_of(labels, plan.connectivity).to_arrays())
         return {**row, **watch.lap("write"), "detail": {"labels": count}}
@@ -174,11 +173,12 @@ def _make_face_worker(plan: SegmentPlan) -> Process:
 
 def _make_label_worker(plan: SegmentPlan) -> Process:
     volume, output = open_volume(plan.probability), open_volume(plan.output, writable=True)
+    valid_of = valid_reader(volume)
 
     def process(item: tuple[Box, NDArray[np.uint64]]) -> dict[str, Any]:
         box, lookup = item
         watch = Stopwatch()
-        labels, _ = cells_of(plan, volume, box)
+        labels, _ = cells_of(plan, volume, valid_of, box)
         final = apply_lookup(labels, lookup)
         row = watch.lap("compute")
         output.write(box, final)
