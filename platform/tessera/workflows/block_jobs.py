@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,7 @@ def run_block_job(
     item: Callable[[int], Any] | None = None,
     squeeze: Squeeze | None = None,
     tell: Tell | None = None,
+    lane: Callable[[int], int] | None = None,
 ) -> BlockReport:
     """Compute every block that the output's ledger does not record as done.
 
@@ -94,6 +96,8 @@ def run_block_job(
       item: what a worker is handed for a block; by default (index, box).
       squeeze: makes items smaller once a worker ran out of memory; None where they cannot be.
       tell: hears every ten seconds, and at the end, how far the job is.
+      lane: a number that blocks have in common which one worker should do one after the other, such blocks following
+        each other in the grid; workers are handed (index, box, the missing blocks of the lane).
 
     Raises:
       BlocksFailedError: some blocks were given up, after the rest was done; they are listed.
@@ -103,7 +107,7 @@ def run_block_job(
     with Ledger.open(output.path, output.key, output.facts, stage=stage) as ledger:
         done = ledger.done()
         missing = (i for i in range(len(grid)) if i not in done)
-        tasks = (Task(i, item(i) if item else (i, grid.box(i))) for i in missing)
+        tasks = _in_lanes(grid, missing, lane) if lane else _apart(grid, missing, item)
         meter = Meter(f"{name} ({stage})" if stage else name, len(grid), len(done))
 
         def on_result(outcome: Outcome) -> None:
@@ -122,6 +126,16 @@ def run_block_job(
     if failed:
         raise BlocksFailedError(_failure_text(output.path, grid, failed))
     return report
+
+
+def _apart(grid: BlockGrid, blocks: Iterable[int], item: Callable[[int], Any] | None) -> Iterator[Task]:
+    return (Task(i, item(i) if item else (i, grid.box(i))) for i in blocks)
+
+
+def _in_lanes(grid: BlockGrid, blocks: Iterable[int], lane: Callable[[int], int]) -> Iterator[Task]:
+    for number, members in groupby(blocks, lane):
+        group = tuple(members)
+        yield from (Task(i, (i, grid.box(i), group), number) for i in group)
 
 
 @contextmanager
