@@ -131,6 +131,16 @@ def test_each_strip_and_tile_is_decoded_once_for_a_row_of_shards(
     assert _decoded(path) == _touching(segment)
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_two_workers_do_not_decode_each_others_rows(capsys: Capsys, home: Path, tmp_path: Path) -> None:
+    source = _tiff(tmp_path / "a.tif", compression="zlib", rowsperstrip=8)
+    answer = tessera(capsys, *_words(source, "v", *LAYOUT, "--engine", "ray", "--workers", "2"))
+    assert answer.code == 0, answer.err
+    path = home / "volumes" / "v.zarr"
+    assert np.array_equal(_voxels(path), GREY)
+    assert _decoded(path) == _touching((8, 96))
+
+
 @pytest.mark.parametrize("group", [1, 2, 3])
 def test_a_row_that_does_not_fit_is_decoded_once_for_each_group(tmp_path: Path, group: int) -> None:
     stack = open_stack(_tiff(tmp_path / "a.tif", compression="zlib", rowsperstrip=8), kind="image")
