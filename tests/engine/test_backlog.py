@@ -18,6 +18,28 @@ def _backlog(count: int = 3) -> Backlog:
     return Backlog((Task(i, i) for i in range(count)), POLICY, 2, lambda item, times: f"{item} squeezed {times}")
 
 
+def _in_lanes(*lanes: int | None) -> Backlog:
+    return Backlog((Task(i, i, lane) for i, lane in enumerate(lanes)), POLICY, 2, None)
+
+
+def test_tasks_of_a_lane_go_to_one_worker_and_others_get_the_next_lane() -> None:
+    backlog = _in_lanes(0, 0, 0, 1, 1, None, 2)
+    assert len(backlog) >= 2
+    took = [(worker, backlog.take(0.0, worker)) for worker in "abbaabaab"]
+    found = [(worker, task.index if task else None) for worker, task in took]
+    assert found == [("a", 0), ("b", 3), ("b", 4), ("a", 1), ("a", 2), ("b", 5), ("a", 6), ("a", None), ("b", None)]
+    assert len(backlog) == 0
+
+
+def test_what_a_lost_worker_had_before_it_goes_to_another_in_order() -> None:
+    backlog = _in_lanes(0, 0, 0, 1)
+    assert [backlog.take(0.0, worker).index for worker in "ab"] == [0, 3]  # type: ignore[union-attr]
+    assert len(backlog) == 2 and backlog.take(0.0, "b") is None, "the rest of lane 0 waits for its worker"
+    backlog.leave("a")
+    assert [backlog.take(0.0, "b").index for _ in range(2)] == [1, 2]  # type: ignore[union-attr]
+    assert len(backlog) == 0
+
+
 def _taken(backlog: Backlog, now: float = 0.0) -> Task:
     task = backlog.take(now)
     assert task is not None

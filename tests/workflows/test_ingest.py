@@ -86,12 +86,13 @@ def test_a_volume_made_on_ray_is_the_one_made_serially(capsys: Capsys, tmp_path:
     assert checksums[0] == checksums[1] and len(checksums[0]) == SHARDS
 
 
-def test_progress_goes_to_standard_error_and_the_path_to_standard_output(
-    capsys: Capsys, home: Path, tmp_path: Path
+def test_progress_goes_to_the_log_and_the_path_to_standard_output(
+    capsys: Capsys, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = tessera(capsys, *_words(_tiff(tmp_path / "a.tif", GREY), "em", *LAYOUT))
+    with caplog.at_level(logging.INFO, "tessera"):
+        answer = tessera(capsys, *_words(_tiff(tmp_path / "a.tif", GREY), "em", *LAYOUT))
     assert answer.out == f"{home / 'volumes' / 'em.zarr'}\n"
-    assert "em.zarr:   0%" in answer.err and "em.zarr: 100%" in answer.err and "12/12" in answer.err
+    assert "em.zarr: 12/12 blocks" in caplog.text
 
 
 def test_missing_and_black_sections_are_told_and_marked(

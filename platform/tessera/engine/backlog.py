@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,14 @@ class _Record:
 class Backlog:
     """Hands tasks out, takes those back that came to nothing, and decides when one is given up.
 
-    Tasks are drawn from their source as they are needed: there may be millions.
+    Tasks are drawn from their source as they are needed: there may be millions. Those of a lane are kept for the worker
+    that got the first of them.
     """
 
     def __init__(self, source: Iterator[Task], policy: RetryPolicy, at_hand: int, squeeze: Squeeze | None) -> None:
         self._source, self._policy, self._at_hand, self._squeeze = source, policy, at_hand, squeeze
         self._fresh = deque[Task]()
+        self._lanes: dict[Hashable, deque[Task]] = {}
         self._waiting: list[tuple[float, int, Task]] = []  # a heap of (not before, index, task)
         self._suspects = deque[Task]()
         self._records: dict[int, _Record] = {}
@@ -43,20 +45,51 @@ class Backlog:
 
     def __len__(self) -> int:
         """Tasks at hand."""
-        while len(self._fresh) < self._at_hand and (task := next(self._source, None)) is not None:
-            self._fresh.append(task)
-        return len(self._fresh) + len(self._waiting) + len(self._suspects)
+        while len(self._fresh) < self._at_hand and self._draw():
+            pass
+        return len(self._fresh) + len(self._waiting) + len(self._suspects) + sum(map(len, self._lanes.values()))
 
     @property
     def has_suspects(self) -> bool:
         """Whether a task waits to be run alone."""
         return bool(self._suspects)
 
-    def take(self, now: float) -> Task | None:
-        """The next task whose time has come; retries go first."""
+    def take(self, now: float, worker: Hashable = None) -> Task | None:
+        """The next task for a worker whose time has come; retries go first, then the lane that it is in."""
         if self._waiting and self._waiting[0][0] <= now:
             return heapq.heappop(self._waiting)[2]
-        return self._fresh.popleft() if len(self) and self._fresh else None
+        if worker in self._lanes:
+            return self._next_in_lane(worker)
+        if not self._fresh and not self._draw():
+            return None
+        task = self._fresh.popleft()
+        if task.lane is not None:
+            self._open_lane(worker, task.lane)
+        return task
+
+    def leave(self, worker: Hashable) -> None:
+        """A worker is gone: what was kept for it is anyone's."""
+        self._fresh.extendleft(reversed(self._lanes.pop(worker, deque())))
+
+    def _draw(self) -> bool:
+        task = next(self._source, None)
+        if task is not None:
+            self._fresh.append(task)
+        return task is not None
+
+    def _open_lane(self, worker: Hashable, lane: int) -> None:
+        kept = deque[Task]()
+        while (self._fresh or self._draw()) and self._fresh[0].lane == lane:
+            kept.append(self._fresh.popleft())
+        if kept:
+            self._lanes[worker] = kept
+
+    def _next_in_lane(self, worker: Hashable) -> Task:
+        kept = self._lanes[worker]
+        task = kept.popleft()
+        if not kept:
+            del self._lanes[worker]
+        return task
 
     def take_suspect(self) -> Task:
         """The next task that is to run alone."""

@@ -147,9 +147,9 @@ class _Run:
                 self._send(slot, self.backlog.take_suspect())
             # While suspects wait, actors run dry: each becomes free to try one of them alone.
             while self._has_room(slot) and not self.backlog.has_suspects:
-                task = self.backlog.take(now)
+                task = self.backlog.take(now, slot)
                 if task is None:
-                    return
+                    break
                 self._send(slot, task)
 
     def _has_room(self, slot: Slot) -> bool:
@@ -208,6 +208,7 @@ class _Run:
         others = [ref for ref, other in self.flying.items() if other.slot is slot]
         tasks = [flight.task, *(self.flying.pop(ref).task for ref in others)]
         self.slots.remove(slot)
+        self.backlog.leave(slot)
         ray.kill(slot.actor)
         fault = fault_of(error)
         if fault == "memory":

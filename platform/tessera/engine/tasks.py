@@ -17,10 +17,18 @@ Squeeze = Callable[[Any, int], Any]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One block of work: an index that identifies it everywhere, and the item to process."""
+    """One block of work.
+
+    Attributes:
+      index: identifies it everywhere.
+      item: to process.
+      lane: tasks of one lane follow each other, and go to one worker one after the other, which may keep what they
+        share; None where a task shares nothing. A lane is a matter of speed: any worker can do any task.
+    """
 
     index: int
     item: Any
+    lane: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

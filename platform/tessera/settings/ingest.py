@@ -14,16 +14,18 @@ class IngestSettings(OutputSettings):
     """Turn a multi-page TIFF, or a folder of numbered TIFF/PNG slices, into a sharded OME-Zarr volume.
 
     Args:
-      source: the TIFF file or the folder.
+      source: the TIFF file or the folder, on a path that every node sees.
       output: name of the volume (under TESSERA_HOME/volumes), a path ending in .zarr, or a URL such as s3://bucket/em.
       voxel_size_nm: z, y, x in nanometres, such as [50, 4, 4].
       kind: image, or labels (colours become ids, and values are never interpolated).
       invert: force (true) or forbid (false) inverting grey values; null follows the file (MINISWHITE is inverted).
+      memory_gib: what a worker may need, in GiB; strips and tiles are decoded again where a row of shards needs more.
       chunk: voxels a reader decodes at once, z, y, x; null chooses.
       shard: voxels one task writes as one object; a multiple of the chunk; null chooses.
       ome_zarr: version of the output: 0.5 is sharded; 0.4, for older tools, keeps each chunk as a file.
       overwrite: delete an earlier volume of that name first, if tessera made it.
-      engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
+      engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray, and reads
+        the source through dask.
       workers: number of actors; 0 chooses one per GPU, else one per 8 cores.
       attempts: tries a block gets before it is listed as failed and the rest goes on.
     """
@@ -33,6 +35,7 @@ class IngestSettings(OutputSettings):
     voxel_size_nm: tuple[float, float, float] | None = None
     kind: Literal["image", "labels"] = "image"
     invert: bool | None = None
+    memory_gib: float = 0.85
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,6 +44,8 @@ class IngestSettings(OutputSettings):
                 raise ValueError(
                     f"{name} is not given. Try --{name} {'stack.tif' if name == 'source' else 'my-volume'}."
                 )
+        if not (isfinite(self.memory_gib) and self.memory_gib > 0):
+            raise ValueError(f"memory_gib={self.memory_gib:g}: a worker needs some memory. Try 0.85.")
         sizes = self.voxel_size_nm
         if sizes is None or not all(isfinite(size) and size > 0 for size in sizes):
             fault = "is not given" if sizes is None else f"{list(sizes)} is not above 0 and finite on each axis"

@@ -1,4 +1,4 @@
-"""The header of one stored section, and its pixels on demand.
+"""The header of one stored section.
 
 A header says where a section lies and how its numbers are to be read, without decoding: a terabyte stack is checked in
 full before anything runs. It holds paths and offsets only, so it travels to other processes and reopens there.
@@ -9,15 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-
-from tessera.storage.pixels import Pixels
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 PNG_SUFFIXES = (".png",)
@@ -28,8 +26,9 @@ class Page:
     """One stored section: its place, its shape and the meaning of its numbers; no pixels.
 
     `dtype` is as stored. `channels` is 1 or 3, alpha not counted. `bits` are those of one sample. `palette` holds the
-    red, green and blue bytes of an indexed section's colours. `offset` is that of the TIFF directory; `raw_offset`, of
-    pixels that have no directory of their own (ImageJ beyond 4 GB).
+    red, green and blue bytes of an indexed section's colours. `segment` is how many rows and columns are decoded
+    together, a strip, a tile or a whole PNG; None where rows lie as they are, and any window is read directly. `offset`
+    is that of the TIFF directory; `raw_offset`, of pixels that have no directory of their own (ImageJ beyond 4 GB).
     """
 
     path: Path
@@ -40,6 +39,7 @@ class Page:
     bits: int = 8
     inverted: bool = False
     palette: bytes | None = None
+    segment: tuple[int, int] | None = None
     offset: int = 0
     raw_offset: int | None = None
 
@@ -47,23 +47,6 @@ class Page:
     def colours(self) -> NDArray[np.uint8]:
         """The palette as uint8, (n, 3); of length 0 where there is none."""
         return np.frombuffer(self.palette or b"", np.uint8).reshape(-1, 3)
-
-    def decode(self) -> Pixels:
-        """The pixels as stored: (y, x), or (y, x, 3) for colours; palette sections give indices.
-
-        Raises:
-          ValueError: the file is gone, truncated or corrupt; names the section.
-        """
-        try:
-            values = _decode_png(self) if self.path.suffix.lower() in PNG_SUFFIXES else _decode_tiff(self)
-        except Exception as error:  # the decoders raise a dozen unrelated types
-            raise ValueError(
-                f"{self.path}: {self.name} cannot be decoded ({error}): the file is truncated, corrupt or has changed. "
-                "Copy it again, or delete it from its folder to have the section count as missing."
-            ) from error
-        if values.shape[:2] != self.shape:
-            raise ValueError(f"{self.path}: {self.name} is now {values.shape[:2]}, was {self.shape}: it has changed.")
-        return values
 
 
 def read_pages(path: Path) -> tuple[Page, ...]:
@@ -114,6 +97,7 @@ def _tiff_page(page: Any, path: Path) -> Page:
         bits=page.bitspersample,
         inverted=_tiff_inverted(page),
         palette=palette,
+        segment=None if _is_plain(page) else _tiff_segment(page),
         offset=page.offset,
     )
 
@@ -147,13 +131,43 @@ def _tiff_palette(page: Any) -> bytes:
     return bytes((table >> 8 if table.max() > 255 else table).astype(np.uint8).T.tobytes())
 
 
+def _tiff_segment(page: Any) -> tuple[int, int]:
+    rows, columns = page.chunks[:2]
+    return min(int(rows), page.imagelength), min(int(columns), page.imagewidth)
+
+
+def _is_plain(page: Any) -> bool:
+    """Whether rows lie in the file as they are in memory, so that any window is read without decoding."""
+    plain = (
+        page.compression == 1
+        and page.predictor == 1
+        and page.fillorder == 1
+        and page.bitspersample == 8 * page.dtype.itemsize
+        and page.shaped[0] == 1  # samples of a pixel lie together
+        and not page.is_subsampled
+    )
+    if not plain or (page.is_contiguous and all(page.databytecounts)):
+        return bool(plain)
+    rows, row_bytes = _tiff_segment(page)[0], page.imagewidth * page.shaped[-1] * page.dtype.itemsize
+    strips = [row_bytes * min(rows, page.imagelength - y) for y in range(0, page.imagelength, rows)]
+    if page.is_tiled or len(page.databytecounts) != len(strips):
+        return False
+    return all(count in (0, whole) for count, whole in zip(page.databytecounts, strips, strict=True))
+
+
 def _check_data_present(page: Any, path: Path) -> None:
-    size = page.parent.filehandle.size
-    end = max((a + n for a, n in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
-    if end > size or end == 0:
+    """A strip or tile of no bytes is a hole, as GDAL leaves where nothing was written; it reads as fill."""
+    size, segments = page.parent.filehandle.size, list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    end = max((offset + count for offset, count in segments if count), default=0)
+    if end > size or not segments:
         raise ValueError(
             f"{path}: page {page.index} needs {end} bytes but the file has {size}: it is truncated, and its last "
             "sections would be lost. Copy it again."
+        )
+    if not page.is_contiguous and len(segments) < prod(page.chunked):
+        raise ValueError(
+            f"{path}: page {page.index} lists {len(segments)} of its {prod(page.chunked)} strips or tiles: the others "
+            "would read as black. Write the file again."
         )
 
 
@@ -205,20 +219,6 @@ def _virtual_pages(tif: Any, pages: tuple[Page, ...], count: int) -> Iterator[Pa
         yield replace(first, name=f"page {z}", dtype=stored, raw_offset=start + z * nbytes)
 
 
-def _decode_tiff(page: Page) -> Pixels:
-    if page.raw_offset is not None:
-        count = page.shape[0] * page.shape[1]
-        raw = np.fromfile(page.path, page.dtype, count, offset=page.raw_offset).reshape(page.shape)
-        return raw.astype(page.dtype.newbyteorder("="))
-    with tifffile.TiffFile(page.path) as tif:
-        # Straight to this directory: walking the chain to section z costs z reads, and a held handle cannot travel.
-        tif.filehandle.seek(page.offset)
-        stored = tifffile.TiffPage(tif, 0)
-        values = stored.asarray()
-        values = np.moveaxis(values, 0, -1) if stored.axes == "SYX" else values
-    return _without_alpha(values.astype(values.dtype.newbyteorder("="), copy=False), page)
-
-
 # PNG
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 1, 6: 3}
@@ -233,7 +233,8 @@ def _png_page(path: Path) -> Page:
         ) from error
     dtype = np.dtype(np.uint16 if bits == 16 else np.bool_ if (bits, colour) == (1, 0) else np.uint8)
     channels = _PNG_CHANNELS[colour]
-    return Page(path, path.name, (height, width), dtype, channels, bits, palette=palette if colour == 3 else None)
+    colours, shape = palette if colour == 3 else None, (height, width)
+    return Page(path, path.name, shape, dtype, channels, bits, palette=colours, segment=shape)
 
 
 def _png_header(path: Path) -> tuple[int, int, int, int, bytes]:
@@ -252,22 +253,3 @@ def _png_header(path: Path) -> tuple[int, int, int, int, bytes]:
     if 0 in (width, height) or colour not in _PNG_CHANNELS or (colour == 3 and not palette):
         raise ValueError("impossible header")
     return width, height, bits, colour, palette
-
-
-def _decode_png(page: Page) -> Pixels:
-    if page.palette is not None:
-        return np.asarray(iio.imread(page.path, plugin="pillow", mode="P"))
-    # Pillow would cut 16-bit colours to 8 bits; this decoder keeps them.
-    from imagecodecs import png_decode
-
-    values = _without_alpha(np.asarray(png_decode(page.path.read_bytes())), page)
-    if page.dtype.kind == "b":
-        return values > 0
-    # 2- and 4-bit greys arrive stretched to 0..255: an id of 1 would read 17.
-    return values // np.uint8(255 // ((1 << page.bits) - 1)) if page.bits < 8 else values
-
-
-def _without_alpha(values: Pixels, page: Page) -> Pixels:
-    if values.ndim == 2:
-        return values
-    return np.asarray(values[..., 0] if page.channels == 1 else values[..., :3])

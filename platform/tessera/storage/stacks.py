@@ -1,4 +1,4 @@
-"""A stack of 2D slices read one section at a time, never whole.
+"""A stack of 2D slices read window by window, never whole.
 
 Annotated EM arrives as multi-page TIFF or as a folder of numbered slices. Everything that can be wrong with such a
 stack is found from its headers when it is opened, before a job of hours begins.
@@ -7,14 +7,17 @@ stack is found from its headers when it is opened, before a job of hours begins.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tessera.geometry.boxes import Box
 from tessera.storage.numbering import number_sections
+from tessera.storage.page_windows import Windows, bands, opened
 from tessera.storage.pages import PNG_SUFFIXES, TIFF_SUFFIXES, Page, read_pages
 from tessera.storage.pixels import (
     Kind,
@@ -29,12 +32,16 @@ from tessera.storage.pixels import (
     pack_colours,
 )
 
+OpenPage = Callable[[Page], AbstractContextManager[Windows]]
+"""Opens a stored section for reading windows of it."""
+
+_BAND_ROWS = 1024
 _SUFFIXES = TIFF_SUFFIXES + PNG_SUFFIXES
 
 
 @dataclass(frozen=True)
 class SliceStack:
-    """Sections along z, each decoded when it is asked for; holds headers and paths only, so it pickles.
+    """Sections along z, decoded where they are asked for; holds headers and paths only, so it pickles.
 
     `shape` is (z, y, x) and `dtype` that of every section read. `names` has one entry per section. `missing` lists the
     sections that a gap in a folder's numbering stands for: they read as zeros. `ignored` names what else lay in the
@@ -52,8 +59,40 @@ class SliceStack:
     packed: bool = False
     pages: tuple[Page | None, ...] = field(default=(), repr=False)
 
+    @property
+    def segment(self) -> tuple[int, int] | None:
+        """The most rows and columns that any section decodes together; None where all are plain rows."""
+        coded = [page.segment for page in self.pages if page and page.segment]
+        return (max(rows for rows, _ in coded), max(columns for _, columns in coded)) if coded else None
+
+    @property
+    def pixel_bytes(self) -> int:
+        """The most bytes that a stored pixel has, all channels together, or that a voxel has."""
+        return max(self.dtype.itemsize, *(page.channels * page.dtype.itemsize for page in self.pages if page), 1)
+
+    @contextmanager
+    def opened(self, z: int, open_page: OpenPage = opened) -> Iterator[Section]:
+        """Open one section for reading windows of it.
+
+        Args:
+          z: section index, 0 to shape[0] - 1.
+          open_page: what decodes.
+
+        Raises:
+          IndexError: there is no such section.
+          ValueError: the file is corrupt or has changed; names the section.
+        """
+        if not 0 <= z < self.shape[0]:
+            raise IndexError(f"section {z} of {self.path}: there are sections 0 to {self.shape[0] - 1}.")
+        page = self.pages[z]
+        if page is None:
+            yield Section(self, z, None)
+            return
+        with open_page(page) as windows:
+            yield Section(self, z, windows)
+
     def read_section(self, z: int) -> Pixels:
-        """One section.
+        """One whole section.
 
         Args:
           z: section index, 0 to shape[0] - 1.
@@ -65,15 +104,49 @@ class SliceStack:
           IndexError: there is no such section.
           ValueError: the file is corrupt or its values are not fit for the stack's kind; names the section.
         """
-        if not 0 <= z < self.shape[0]:
-            raise IndexError(f"section {z} of {self.path}: there are sections 0 to {self.shape[0] - 1}.")
-        page = self.pages[z]
-        if page is None:
-            return np.zeros(self.shape[1:], self.dtype)
-        settle = _settle_image if self.kind == "image" else _settle_labels
-        section = settle(page, self.invert, self.packed)
-        check_finite(section, f"{self.path}, section {z} ({page.name})")
-        return np.ascontiguousarray(section.astype(np.uint8) * 255 if section.dtype.kind == "b" else section)
+        with self.opened(z) as section:
+            return section.read(Box.whole(self.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section, open; `windows` is None where it is missing."""
+
+    stack: SliceStack
+    z: int
+    windows: Windows | None
+
+    @property
+    def decoded(self) -> int:
+        """Strips and tiles decoded so far."""
+        return self.windows.decoded if self.windows else 0
+
+    def read(self, window: Box) -> Pixels:
+        """A window of the section, by the rules of the stack's kind.
+
+        Args:
+          window: (y, x), inside the section.
+
+        Returns:
+          (y, x) of the stack's `dtype`; zeros where the section is missing.
+
+        Raises:
+          ValueError: the file is corrupt or its values are not fit for the stack's kind; names the section.
+        """
+        page = self.stack.pages[self.z]
+        if self.windows is None or page is None:
+            return np.zeros(window.shape, self.stack.dtype)
+        settle = _settle_image if self.stack.kind == "image" else _settle_labels
+        values = settle(self.windows.read(window), page, self.stack.invert, self.stack.packed)
+        check_finite(values, f"{self.stack.path}, section {self.z} ({page.name})")
+        return np.ascontiguousarray(values.astype(np.uint8) * 255 if values.dtype.kind == "b" else values)
+
+    def is_zero(self, window: Box) -> bool:
+        """Whether a window is known to be zeros without reading it: nothing was ever stored there."""
+        if self.windows is None or not window.size:
+            return True
+        corner = Box(window.start, tuple(a + 1 for a in window.start))
+        return self.windows.is_hole(window) and not self.read(corner).any()
 
 
 def open_stack(path: Path, *, kind: Kind, invert: bool | None = None) -> SliceStack:
@@ -215,7 +288,7 @@ def _needs_packing(pages: Sequence[Page]) -> bool:
 
     Decided once for the whole stack: deciding it per section would give one object two ids.
     """
-    coloured = next((page for page in pages if not has_equal_channels(page.decode())), None)
+    coloured = next((page for page in pages if _is_coloured(page)), None)
     if coloured is not None and coloured.dtype != np.uint8:
         raise ValueError(
             f"{coloured.path}, {coloured.name}: colour labels of dtype {coloured.dtype.name}: three channels of more "
@@ -224,8 +297,14 @@ def _needs_packing(pages: Sequence[Page]) -> bool:
     return coloured is not None
 
 
-def _settle_image(page: Page, invert: bool | None, _packed: bool) -> Pixels:
-    name, values = f"{page.path}, {page.name}", page.decode()
+def _is_coloured(page: Page) -> bool:
+    with opened(page) as windows:
+        whole = Box.whole(page.shape)
+        return not all(has_equal_channels(windows.read(band)) for band in bands(whole, page.segment, _BAND_ROWS))
+
+
+def _settle_image(values: Pixels, page: Page, invert: bool | None, _packed: bool) -> Pixels:
+    name = f"{page.path}, {page.name}"
     if page.palette is not None:
         values = look_up_grey(values, page.colours, name)
         return invert_scale(values, 8, name) if invert else values
@@ -233,8 +312,8 @@ def _settle_image(page: Page, invert: bool | None, _packed: bool) -> Pixels:
     return invert_scale(values, page.bits, name) if _is_inverted(page, invert) else values
 
 
-def _settle_labels(page: Page, invert: bool | None, packed: bool) -> Pixels:
-    name, values = f"{page.path}, {page.name}", page.decode()
+def _settle_labels(values: Pixels, page: Page, invert: bool | None, packed: bool) -> Pixels:
+    name = f"{page.path}, {page.name}"
     if packed:
         return pack_colours(values)
     values = collapse_grey(values, name) if page.channels == 3 else values

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.sync import sync
 
 from tessera.geometry.boxes import Box
 from tessera.storage.layouts import Layout
@@ -120,6 +122,31 @@ class Volume:
         Raises:
           ValueError: the box is not whole shards, the data do not fit it, or the volume was opened for reading.
         """
+        self._check_writable(box)
+        if data.shape != box.shape or data.dtype != self.dtype:
+            raise ValueError(
+                f"data of shape {data.shape} and dtype {data.dtype} for box {box} of {self.url}: they would be "
+                f"broadcast or cast silently. Give shape {box.shape} and dtype {self.dtype}."
+            )
+        with told(self.place):
+            self.array[box.slices] = data
+
+    def erase(self, box: Box) -> None:
+        """Make whole shards zeros by deleting them: what writing zeros comes to, without comparing each voxel with 0.
+
+        Args:
+          box: as for `write`.
+
+        Raises:
+          ValueError: the box is not whole shards, or the volume was opened for reading.
+        """
+        self._check_writable(box)
+        spans = (range(a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, self.shard, strict=True))
+        with told(self.place):
+            for position in product(*spans):
+                sync((self.array.store_path / self.array.metadata.encode_chunk_key(position)).delete())
+
+    def _check_writable(self, box: Box) -> None:
         self._check_inside(box)
         if not self.writable:
             raise ValueError(f"{self.url} was opened for reading: use open_volume(path, writable=True) to write to it.")
@@ -129,13 +156,6 @@ class Volume:
                 "shard write reads, changes and rewrites the shard without a lock, and loses another task's data. "
                 f"Write {self._nearest(box)} instead."
             )
-        if data.shape != box.shape or data.dtype != self.dtype:
-            raise ValueError(
-                f"data of shape {data.shape} and dtype {data.dtype} for box {box} of {self.url}: they would be "
-                f"broadcast or cast silently. Give shape {box.shape} and dtype {self.dtype}."
-            )
-        with told(self.place):
-            self.array[box.slices] = data
 
     def _nearest(self, box: Box) -> Box:
         """The legal box around this one; the shard at its start where it is empty."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ def run_block_job(
     squeeze: Squeeze | None = None,
     tell: Tell | None = None,
     settled: Callable[[int], dict[str, Any] | None] | None = None,
+    lane: Callable[[int], int] | None = None,
 ) -> BlockReport:
     """Compute every block that the output's ledger does not record as done.
 
@@ -96,6 +98,8 @@ def run_block_job(
       squeeze: makes items smaller once a worker ran out of memory; None where they cannot be.
       tell: hears every ten seconds, and at the end, how far the job is.
       settled: gives the row of a block that needs no worker, or None.
+      lane: a number that blocks have in common which one worker should do one after the other, such blocks following
+        each other in the grid; workers are handed (index, box, the missing blocks of the lane).
 
     Raises:
       BlocksFailedError: some blocks were given up, after the rest was done; they are listed.
@@ -115,23 +119,34 @@ def run_block_job(
             meter.finished(outcome, computed)
             voxels += computed
 
-        def tasks() -> Iterator[Task]:
+        def unsettled() -> Iterator[int]:
             for i in missing:
                 row = settled(i) if settled else None
                 if row is None:
-                    yield Task(i, item(i) if item else (i, grid.box(i)))
+                    yield i
                 else:
                     on_result(Outcome(i, 1, row))
 
+        tasks = _in_lanes(grid, unsettled(), lane) if lane else _apart(grid, unsettled(), item)
         if len(done) < len(grid):
             with shown(meter, tell):
-                _run(make_worker, tasks(), runner, on_result, _events(meter), squeeze)
+                _run(make_worker, tasks, runner, on_result, _events(meter), squeeze)
         failed = ledger.failed()
     report = BlockReport(len(grid), len(done), failed, time.perf_counter() - start, voxels)
     _log.info("%s: %d blocks, %d were done before", name, report.blocks, report.done_before)
     if failed:
         raise BlocksFailedError(_failure_text(output.path, grid, failed))
     return report
+
+
+def _apart(grid: BlockGrid, blocks: Iterable[int], item: Callable[[int], Any] | None) -> Iterator[Task]:
+    return (Task(i, item(i) if item else (i, grid.box(i))) for i in blocks)
+
+
+def _in_lanes(grid: BlockGrid, blocks: Iterable[int], lane: Callable[[int], int]) -> Iterator[Task]:
+    for number, members in groupby(blocks, lane):
+        group = tuple(members)
+        yield from (Task(i, (i, grid.box(i), group), number) for i in group)
 
 
 @contextmanager

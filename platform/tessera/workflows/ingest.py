@@ -1,14 +1,19 @@
 """Slices to volume: a multi-page TIFF or a folder of slices becomes a sharded OME-Zarr.
 
-One output shard is one task, written whole; a task decodes only the sections of its shard, one at a time. What each
-task saw of every section's values comes back in its row, so that blank sections are found without a second reading.
+One output shard is one task and one row of the ledger, written whole by one writer: a job that was killed goes on shard
+by shard. Strips and tiles are decoded once for a row of shards, within a worker's memory (`shard_rows` says how), and
+what was never stored is neither decoded nor written. What each task saw of every section's values comes back in its
+row, so that blank sections are found without a second reading. Without Ray dask is the reader, and the oracle of
+the other.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterable
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +23,17 @@ from tessera.geometry.blocks import BlockGrid
 from tessera.geometry.boxes import Box
 from tessera.settings.ingest import IngestSettings
 from tessera.settings.places import local_input_path
+from tessera.storage.dask_windows import opened_with_dask
+from tessera.storage.layouts import legal_layout
 from tessera.storage.ledger import read_rows
 from tessera.storage.locations import Place
+from tessera.storage.page_windows import opened
 from tessera.storage.stacks import SliceStack, open_stack
-from tessera.storage.volumes import open_volume, update_attributes
+from tessera.storage.volumes import Volume, open_volume, update_attributes
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
 from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_output
+from tessera.workflows.row_reader import RowReader
+from tessera.workflows.shard_rows import RowPlan, plan_rows, row_shard
 
 _log = logging.getLogger(__name__)
 
@@ -37,10 +47,14 @@ def ingest(settings: IngestSettings) -> Place:
     """
     stack = open_stack(local_input_path(settings.source), kind=settings.kind, invert=settings.invert)
     output = plan_volume(settings, stack)
+    itemsize = stack.dtype.itemsize
+    rows = plan_rows(output.grid, itemsize, stack.segment, stack.pixel_bytes, settings.memory_gib)
     with session(settings):
         claim_output(output, overwrite=settings.overwrite)
         _log.info("%s: %s %s in %d shards", output.path, _by(output.shape), output.dtype, len(output.grid))
-        run_block_job(output, partial(_make_worker, stack, output.path), settings)
+        _tell_rows(rows)
+        make_worker = partial(_make_worker, stack, output, rows, serial=settings.engine == "serial")
+        run_block_job(output, make_worker, settings, lane=partial(rows.lane, output.grid), squeeze=_alone)
     # A label section of one value may be meant; a blank image never is.
     blank = _blank_sections(output.path, output.grid) if settings.kind == "image" else []
     invalid = sorted({*stack.missing, *blank})
@@ -56,11 +70,13 @@ def _by(shape: tuple[int, ...]) -> str:
 def plan_volume(settings: IngestSettings, stack: SliceStack) -> OutputPlan:
     """The volume that a stack becomes."""
     source = str(local_input_path(settings.source))
+    settings, block = _with_rows(settings, stack)
     return plan_output(
         settings,
         settings.output,
         stack.shape,
         stack.dtype,
+        block=block,
         made_by="ingest",
         kind=settings.kind,
         voxel_size_nm=settings.voxel_size_nm,
@@ -84,22 +100,76 @@ def _files_digest(stack: SliceStack) -> str:
     return digest_of({"pages": listed})
 
 
-def _make_worker(stack: SliceStack, output: Place) -> Process:
-    volume = open_volume(output, writable=True)
+def _with_rows(settings: IngestSettings, stack: SliceStack) -> tuple[IngestSettings, tuple[int, int, int] | None]:
+    """Settings with the shard that suits the source, where none was asked for; or the block, where there are none."""
+    itemsize = stack.dtype.itemsize
+    usual = legal_layout(stack.shape, itemsize, settings.chunk, settings.shard)
+    suited = row_shard(stack.shape, usual.chunk, usual.shard, itemsize, stack.segment)
+    if settings.shard is not None or suited == usual.shard:
+        return settings, None
+    if settings.ome_zarr == "0.4":
+        return settings, suited
+    return replace(settings, shard=suited), None
 
-    def process(item: tuple[int, Box]) -> dict[str, Any]:
-        _, box = item
-        watch = Stopwatch()
-        block = np.empty(box.shape, stack.dtype)
-        for offset, z in enumerate(range(box.start[0], box.stop[0])):
-            block[offset] = stack.read_section(z)[box.slices[1:]]
-        row = watch.lap("read")
+
+def _tell_rows(rows: RowPlan) -> None:
+    if rows.decodings > 1:
+        _log.warning(
+            "a row of shards needs more than memory_gib allows: strips or tiles are decoded up to %d times for it. "
+            "Where that is slow, give more --memory_gib, or leave --shard out",
+            rows.decodings,
+        )
+
+
+def _make_worker(stack: SliceStack, output: OutputPlan, rows: RowPlan, *, serial: bool) -> Process:
+    _check_reachable(stack)
+    volume = open_volume(output.path, writable=True)
+    reader = RowReader(stack, output.grid, rows, opened_with_dask if serial else opened)
+    return partial(process_block, reader, volume)
+
+
+def _check_reachable(stack: SliceStack) -> None:
+    if not stack.path.exists():
+        raise FileNotFoundError(
+            f"{stack.path} is not there on node {socket.gethostname()}: workers on every node read the source "
+            "themselves. Put it on a file system that all nodes see at one path, or use this node alone with --engine "
+            "serial."
+        )
+
+
+def _alone(item: tuple[int, Box, tuple[int, ...]], _times: int) -> tuple[int, Box, tuple[int, ...]]:
+    """The same shard without its group: strips are decoded again for it, in the memory of one shard."""
+    index, box, _ = item
+    return index, box, (index,)
+
+
+def process_block(reader: RowReader, volume: Volume, item: tuple[int, Box, tuple[int, ...]]) -> dict[str, Any]:
+    """Make one shard and write it; returns the ledger's row.
+
+    Args:
+      reader: gives the voxels.
+      volume: to write.
+      item: the shard's index and box, and the shards that are to be made together with it.
+    """
+    index, box, group = item
+    watch = Stopwatch()
+    block, decoded = reader.take(index, group)
+    row = watch.lap("read")
+    if block is None:
+        volume.erase(box)
+        low, high, digest = [0] * box.shape[0], [0] * box.shape[0], _checksum_of_zeros(box.shape, volume.dtype)
+    else:
         volume.write(box, block)
         flat = block.reshape(len(block), -1)
-        extremes = {"low": flat.min(axis=1).tolist(), "high": flat.max(axis=1).tolist()}
-        return {**row, **watch.lap("write"), "bytes": block.nbytes, "checksum": checksum(block), "detail": extremes}
+        low, high, digest = flat.min(axis=1).tolist(), flat.max(axis=1).tolist(), checksum(block)
+    detail = {"low": low, "high": high, "decoded": decoded}
+    size = box.size * volume.dtype.itemsize
+    return {**row, **watch.lap("write"), "bytes": size, "checksum": digest, "detail": detail}
 
-    return process
+
+@lru_cache(maxsize=8)
+def _checksum_of_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    return checksum(np.zeros(shape, dtype))
 
 
 def _blank_sections(output: Place, grid: BlockGrid) -> Iterable[int]:
