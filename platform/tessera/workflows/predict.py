@@ -261,7 +261,9 @@ def make_block_worker(plan: PredictPlan) -> Process:
             lambda tile: predict_box(one_at_a_time, read, volume.shape, core, tile, contract, plan.levels, plan.invalid)
         )
 
-    process = with_tiles(partial(process_block, plan, output, probability_of), plan, contract.network.arithmetic, memory)
+    process = with_tiles(
+        partial(process_block, plan, output, probability_of), plan, contract.network.arithmetic, memory
+    )
     return partial(in_memory, memory, process)
 
 
