@@ -28,7 +28,7 @@ from tessera.model.bundle import check_fit
 from tessera.model.memory import TileMemory
 from tessera.model.predictor import load_predictor, predict_box
 from tessera.settings.places import home
-from tessera.settings.predict import PredictSettings, parse_roi
+from tessera.settings.predict import PredictSettings
 from tessera.storage.identity import identity
 from tessera.storage.locations import Place
 from tessera.storage.volumes import Volume, open_volume, update_attributes
@@ -38,7 +38,7 @@ from tessera.workflows.levels import attribute_of, volume_levels
 from tessera.workflows.models import FoundModel, find_model
 from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_output, tracked_output
 from tessera.workflows.plain import plain
-from tessera.workflows.raw import RawSource, Read, find_raw
+from tessera.workflows.raw import RawSource, Read, find_raw, region_of
 from tessera.workflows.reporting import JobReports, reporting
 
 _log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
     read = raw.reader(volume)
     check_contract(model, volume, accept_mismatch=settings.accept_mismatch)
     symmetries = chosen_symmetries(settings.symmetries, model, volume)
-    roi = parse_roi(settings.roi, volume.shape)
+    roi = region_of(settings, volume)
     _glance_at_values(volume, roi, read)
     invalid = frozenset(volume.invalid_sections)
     levels = levels_for(model, volume, roi, read)
@@ -121,13 +121,14 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
         depends_on={
             "model": model.digest,
             "input": {"path": volume.url, "level": volume.level, "identity": identity(volume)},
+            **raw.resampling_of(volume),
             "invert_contrast": raw.invert_contrast,
             "roi": [roi.start, roi.stop],
             "precision": "float32",
             "symmetries": symmetries,
             **({} if levels is None else {"section_levels": digest_of(attribute_of(levels))}),
         },
-        attributes=_attributes(settings, model, volume, roi, symmetries, levels),
+        attributes=_attributes(settings, model, volume, roi, symmetries, levels) | raw.resampling_of(volume),
         name=KIND,
         translation_nm=_translation_nm(volume, roi),
         channels=(KIND,),
