@@ -27,6 +27,7 @@ from tessera.images.symmetries import SymmetryCount, check_square
 from tessera.model.bundle import check_fit
 from tessera.model.memory import TileMemory
 from tessera.model.predictor import load_predictor, predict_box
+from tessera.model.weights_file import check_weights
 from tessera.settings.places import home
 from tessera.settings.predict import PredictSettings
 from tessera.storage.identity import identity
@@ -133,6 +134,7 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
         translation_nm=_translation_nm(volume, roi),
         channels=(KIND,),
     )
+    check_weights(model.bundle, model.contract.network)
     bundle, tile = model.bundle, settings.tile
     dtype = settings.output_dtype
     return PredictPlan(raw, output.path, bundle, roi, tile, symmetries, invalid, levels, dtype), output
