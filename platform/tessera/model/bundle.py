@@ -195,14 +195,14 @@ def check_fit(
     Raises:
       ValueError: dtype, axes or voxel size disagree and `accept_mismatch` is off; both sides are named.
     """
-    found = []
+    found, other_size = [], False
     if str(dtype) != contract.input_dtype:
         found.append(f"the volume's dtype is {dtype}, the model was trained on {contract.input_dtype}")
     if axes != contract.axes:
         found.append(f"the volume's axes are {axes!r}, the model wants {contract.axes!r}")
     if voxel_size_nm is None:
         found.append(f"the volume's voxel size is unknown, the model was trained on {contract.voxel_size_nm} nm")
-    elif not np.allclose(voxel_size_nm, contract.voxel_size_nm, rtol=0.01):
+    elif other_size := not np.allclose(voxel_size_nm, contract.voxel_size_nm, rtol=0.01):
         found.append(
             f"the volume's voxel size is {tuple(voxel_size_nm)} nm, the model wants {contract.voxel_size_nm} nm"
         )
@@ -210,5 +210,6 @@ def check_fit(
         raise ValueError(
             f"the model's contract does not fit the volume: {'; '.join(found)}. Probabilities would be meaningless. "
             "Ingest the volume with its true voxel size and dtype, or pass --accept_mismatch true if you know better."
+            + (" To read it at the model's voxel size, say --resample true." if other_size else "")
         )
     return found

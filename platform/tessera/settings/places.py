@@ -79,17 +79,32 @@ def same_place(one: Place, other: Place) -> bool:
     return str(one) == str(other)
 
 
+def lies_inside(inner: Place, outer: Place) -> bool:
+    """Whether a place is somewhere below another, by whatever links they are reached."""
+    if isinstance(inner, Path) and isinstance(outer, Path):
+        return outer.resolve() in inner.resolve().parents
+    return str(inner).startswith(f"{str(outer).rstrip('/')}/")
+
+
 def check_apart(output: str, source: str) -> None:
-    """Refuse an output that is the volume it is made from: `overwrite` would delete it, and a run would write over it.
+    """Refuse an output that is, holds or lies in the volume it is made from.
+
+    `overwrite` would delete the input, and a run would write over it, or among its chunks.
 
     Raises:
-      ValueError: names are different spellings of one place.
+      ValueError: names are different spellings of one place, or one lies inside the other.
     """
     try:
-        same = same_place(input_path(source), output_path(output))
+        read, written = input_path(source), output_path(output)
     except FileNotFoundError:  # said where it is opened
         return
-    if same:
+    if lies_inside(written, read) or lies_inside(read, written):
+        inner, outer = ("output", "input") if lies_inside(written, read) else ("input", "output")
+        raise ValueError(
+            f"the {inner} lies inside the {outer} ({written}, {read}): one would be taken for a part of the other, and "
+            "deleted with it. Give an output beside the input."
+        )
+    if same_place(read, written):
         raise ValueError(
             f"output={output} is the input itself ({output_path(output)}): it would be overwritten while it is read. "
             f"Try --output {output.removesuffix('.zarr')}-2."

@@ -24,11 +24,15 @@ class PredictSettings(TrackedOutputSettings):
       output: name, path or URL of the probability volume.
       level: number of the volume's pyramid level to read, 0 being the finest; null takes the one whose voxel size is
         the model's.
+      resample: where no level has the model's voxel size, read one resampled to it as it is read: the coarsest that is
+        nowhere coarser than the model's, where there is one.
       voxel_size_nm: z, y, x in nanometres, such as [50, 4, 4], where the volume does not say (a plain Zarr array).
       invert_contrast: turn grey values round before they are normalised, where the volume shows membranes bright and
         the model learned them dark, or the other way.
       roi: half-open region of interest in voxels of the level that is read, such as 0:10,100:400,0:512 (z, y, x); null
         takes everything.
+      roi_nm: the same in nanometres of the volume's own coordinates, such as 0:500,400:1600,0:2048, whatever level is
+        read: a voxel begins at translation + index x voxel size of the finest level; rounded outward to whole voxels.
       mask: a volume whose voxels that are not 0 say where to predict, of any voxel size that covers the volume; voxels
         elsewhere get probability 0 and are marked invalid. Null predicts everywhere.
       sections: which sections of the level that is read to predict, such as 0-19,25; the others are marked invalid.
@@ -58,9 +62,11 @@ class PredictSettings(TrackedOutputSettings):
     model: str = ""
     output: str = ""
     level: int | None = None
+    resample: bool = False
     voxel_size_nm: tuple[float, float, float] | None = None
     invert_contrast: bool = False
     roi: str | None = None
+    roi_nm: str | None = None
     mask: str | None = None
     sections: str | None = None
     skip: bool = True
@@ -76,6 +82,10 @@ class PredictSettings(TrackedOutputSettings):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not given. Try --{name} {example}.")
         check_layout("tile", self.tile)
+        if self.roi is not None and self.roi_nm is not None:
+            raise ValueError(
+                f"roi={self.roi} and roi_nm={self.roi_nm} are both given: they may name two regions. Leave one out."
+            )
         check_apart(self.output, self.volume)
         if self.mask is not None:
             check_apart(self.output, self.mask)

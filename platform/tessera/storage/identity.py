@@ -60,6 +60,7 @@ def identity(volume: Volume) -> str:
     Raises:
       OSError: the volume is gone or unreadable.
     """
+    volume = volume.stored
     folder = volume.place / volume.array.path if volume.array.path else volume.place
     keys = _sampled_keys(volume)
     with ThreadPoolExecutor(_REQUESTS) as pool:  # one after the other, 64 requests to a far store take seconds

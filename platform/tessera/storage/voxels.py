@@ -48,6 +48,25 @@ class Volume:
         return self.levels[self.level].translation_nm
 
     @property
+    def corner_nm(self) -> tuple[float, float, float] | None:
+        """Where voxel 0 begins, z, y, x; None where nobody says how large voxels are.
+
+        Counted from the corner of the finest level: there voxel i of an untranslated volume reaches from i to i + 1
+        times its size, although NGFF says where its centre lies, which is half a voxel less.
+        """
+        finest, own = self.levels[0].voxel_size_nm or self.voxel_size_nm, self.voxel_size_nm
+        if own is None or finest is None:
+            return None
+        at = self.translation_nm or (0.0, 0.0, 0.0)
+        z, y, x = (t + (f - s) / 2 for t, f, s in zip(at, finest, own, strict=True))
+        return z, y, x
+
+    @property
+    def stored(self) -> Volume:
+        """The volume whose chunks lie in the store: this one, unless it is read at another voxel size."""
+        return self
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Extent on each of `axes`, voxels."""
         return tuple(int(n) for n in self.array.shape)

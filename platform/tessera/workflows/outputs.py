@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,11 @@ from tessera.settings.places import home, output_path
 from tessera.storage.layouts import Layout, legal_layout
 from tessera.storage.ledger import Ledger, has_job, ledger_path, remove_output
 from tessera.storage.locations import Place
+from tessera.storage.objects import exists
 from tessera.storage.ome import OmeZarr
+from tessera.storage.stores import describe
 from tessera.storage.validity import add_validity
-from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
+from tessera.storage.volumes import Volume, create_volume, is_ours, open_volume, update_attributes
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 from tessera.workflows.plain import plain
 
@@ -112,7 +116,32 @@ def plan_output(
         layout = Layout(layout.chunk, layout.chunk)
     check_alignment(chosen, layout.shard, shape)
     place, version = output_path(output), settings.ome_zarr
+    check_free(place)
     return OutputPlan(place, shape=shape, dtype=kind.name, layout=layout, block=chosen, ome_zarr=version, **facts)
+
+
+def check_free(place: Place) -> None:
+    """Refuse a place where nothing of ours lies and nothing can be made, before a job starts its workers.
+
+    Raises:
+      FileExistsError: something that tessera did not make is there.
+      NotADirectoryError, PermissionError: no folder can be made there.
+      OSError: the store cannot be reached, or refuses.
+    """
+    if is_ours(place):
+        return
+    held = describe(place) if exists(place) else "an empty folder"
+    if held != "an empty folder":
+        raise FileExistsError(
+            f"{place} is {held} that tessera did not make: it would be overwritten. Give another output, or remove it "
+            "yourself."
+        )
+    if isinstance(place, Path):
+        nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"{place} cannot be made: {nearest} is a file. Give an output in a folder.")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(f"{place} cannot be made: nothing may be written in {nearest}. Give another output.")
 
 
 def digest_of(facts: Mapping[str, Any]) -> str:

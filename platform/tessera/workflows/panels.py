@@ -15,6 +15,7 @@ from tessera.images.colours import label_colours, shown_grey, target_colours
 from tessera.images.quantise import decode
 from tessera.images.targets import UnknownLabel, target_of_labels
 from tessera.storage.locations import Url, place_of
+from tessera.storage.resampled import resampled
 from tessera.storage.volumes import Volume, open_volume
 from tessera.workflows.annotated import AnnotatedSet
 
@@ -72,7 +73,13 @@ def raw_behind(probability: Volume, box: Box) -> NDArray[Any] | None:
     # Of the same store, so reached in the same way: without credentials if the probability is.
     anonymous = isinstance(probability.place, Url) and probability.place.anonymous
     try:
-        volume = open_volume(place_of(name, anonymous=anonymous), level=probability.attributes.get("input_level", 0))
+        level, again = probability.attributes.get("input_level", 0), probability.attributes.get("resampled")
+        volume = open_volume(
+            place_of(name, anonymous=anonymous),
+            level=level,
+            voxel_size_nm=again["from_nm"] if again else None,
+        )
+        volume = resampled(volume, again["to_nm"]) if again else volume
         raw: NDArray[Any] = volume.read(box.shifted(tuple(roi[0])))[0]
     except (OSError, ValueError) as error:
         _log.warning("the raw volume %s cannot be read any more: pictures go without it (%s)", name, error)

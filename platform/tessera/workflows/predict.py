@@ -30,8 +30,9 @@ from tessera.model.bundle import check_fit
 from tessera.model.flat import remembering_flat
 from tessera.model.memory import TileMemory, halved
 from tessera.model.predictor import load_predictor, predict_box
+from tessera.model.weights_file import check_weights
 from tessera.settings.places import home
-from tessera.settings.predict import PredictSettings, parse_roi
+from tessera.settings.predict import PredictSettings
 from tessera.storage.identity import identity
 from tessera.storage.locations import Place
 from tessera.storage.volumes import Volume, open_volume, update_attributes
@@ -42,7 +43,7 @@ from tessera.workflows.levels import attribute_of, volume_levels
 from tessera.workflows.models import FoundModel, find_model
 from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_output, tracked_output
 from tessera.workflows.plain import plain
-from tessera.workflows.raw import RawSource, Read, find_raw
+from tessera.workflows.raw import RawSource, Read, find_raw, region_of
 from tessera.workflows.reporting import JobReports, reporting
 from tessera.workflows.validity import BlockOutput, Validity, plan_validity, skipped_row, skipping
 
@@ -118,7 +119,7 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
     read = raw.reader(volume)
     check_contract(model, volume, accept_mismatch=settings.accept_mismatch)
     symmetries = chosen_symmetries(settings.symmetries, model, volume)
-    roi = parse_roi(settings.roi, volume.shape)
+    roi = region_of(settings, volume)
     _glance_at_values(volume, roi, read)
     validity = plan_validity(settings, volume, roi)
     levels = levels_for(model, volume, validity, read)
@@ -134,6 +135,7 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
         depends_on={
             "model": model.digest,
             "input": {"path": volume.url, "level": volume.level, "identity": identity(volume)},
+            **raw.resampling_of(volume),
             "invert_contrast": raw.invert_contrast,
             "roi": [roi.start, roi.stop],
             "precision": "float32",
@@ -141,12 +143,13 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
             **validity.facts,
             **({} if levels is None else {"section_levels": digest_of(attribute_of(levels))}),
         },
-        attributes=_attributes(settings, model, volume, validity, symmetries, levels),
+        attributes=_attributes(settings, model, volume, validity, symmetries, levels) | raw.resampling_of(volume),
         name=KIND,
         translation_nm=_translation_nm(volume, roi),
         channels=(KIND,),
         validity=validity.is_kept,
     )
+    check_weights(model.bundle, model.contract.network)
     plan = PredictPlan(
         raw,
         output.path,

@@ -1,15 +1,15 @@
 """The raw volume as a model reads it: which level of its pyramid, which voxel size, and whether its contrast is turned.
 
-    model's voxel size --> the level that has it --> voxels --> finite? --> inverted if asked
+    model's voxel size --> the level that has it, else resampled if asked --> voxels --> finite? --> inverted if asked
 
-Nothing of this is done silently: the level that is read is logged, kept with the output and part of its ledger's key.
+Nothing of this is done silently: what is read is logged, kept with the output and part of its ledger's key.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from tessera.geometry.boxes import Box
 from tessera.model.bundle import Contract
 from tessera.settings.places import input_path
-from tessera.settings.predict import PredictSettings
+from tessera.settings.predict import PredictSettings, parse_roi
+from tessera.settings.regions import parse_roi_nm
 from tessera.storage.locations import Place
 from tessera.storage.ome import Level
 from tessera.storage.pixels import invert_scale
+from tessera.storage.resampled import SAME_SIZE, resampled, suitable_level
 from tessera.storage.volumes import Volume, open_volume
 from tessera.workflows.outputs import open_finished
 
 _log = logging.getLogger(__name__)
 
-# The contract's own tolerance: a level that is chosen must fit the model.
-_TOLERANCE = 0.01
 Read = Callable[[Box], NDArray[Any]]
 
 
@@ -41,6 +41,7 @@ class RawSource:
       place: the raw volume's path or URL.
       level: number of the pyramid level.
       voxel_size_nm: what the user said where the volume does not.
+      resample_to_nm: the voxel size that the level is read at; None takes its own.
       invert_contrast: whether grey values are turned round.
     """
 
@@ -48,10 +49,19 @@ class RawSource:
     level: int = 0
     voxel_size_nm: tuple[float, float, float] | None = None
     invert_contrast: bool = False
+    resample_to_nm: tuple[float, float, float] | None = None
 
     def open(self) -> Volume:
         """Open that level, to read."""
-        return open_volume(self.place, level=self.level, voxel_size_nm=self.voxel_size_nm)
+        volume = open_volume(self.place, level=self.level, voxel_size_nm=self.voxel_size_nm)
+        return volume if self.resample_to_nm is None else resampled(volume, self.resample_to_nm)
+
+    def resampling_of(self, volume: Volume) -> dict[str, Any]:
+        """What a job's key and its output's attributes say of the resampling; nothing where there is none."""
+        if volume.stored is volume:
+            return {}
+        sizes = {"from_nm": volume.stored.voxel_size_nm, "to_nm": volume.voxel_size_nm}
+        return {"resampled": {"rule": "linear", **sizes}}
 
     def reader(self, volume: Volume) -> Read:
         """What gives the voxels of a box of the opened volume, as the model is to see them."""
@@ -68,12 +78,16 @@ def find_raw(settings: PredictSettings, contract: Contract) -> tuple[RawSource, 
     place = input_path(settings.volume, anonymous=settings.storage.anonymous)
     finest = open_finished(place, voxel_size_nm=settings.voxel_size_nm if not settings.level else None)
     level = level_to_read(finest.levels, contract.voxel_size_nm) if settings.level is None else settings.level
-    if level and settings.level is None:
+    if level is None:
+        level = suitable_level(finest.levels, contract.voxel_size_nm) if settings.resample else 0
+    elif level and settings.level is None:
         _log.warning(
             "%s: reading level %d, whose voxel size is the model's %s nm", place, level, contract.voxel_size_nm
         )
     source = RawSource(place, level, settings.voxel_size_nm, settings.invert_contrast)
     volume = source.open() if level else finest
+    if settings.resample:
+        source, volume = _resampled(source, volume, contract)
     if source.invert_contrast and volume.dtype.kind == "f":
         raise ValueError(
             f"invert_contrast for {place}, whose voxels are {volume.dtype}: no largest value is stated to subtract "
@@ -82,17 +96,48 @@ def find_raw(settings: PredictSettings, contract: Contract) -> tuple[RawSource, 
     return source, volume
 
 
-def level_to_read(levels: Sequence[Level], wanted_nm: Sequence[float]) -> int:
-    """Number of the first level of the wanted voxel size, within 1%; 0 where none has it, which the contract refuses.
+def _resampled(source: RawSource, volume: Volume, contract: Contract) -> tuple[RawSource, Volume]:
+    """The same at the model's voxel size, which is said; as they are where that is the volume's, or none can be."""
+    stored, wanted = volume.voxel_size_nm, contract.voxel_size_nm
+    if stored is None or len(volume.shape) != 3:  # the contract refuses them, and says more
+        return source, volume
+    read = resampled(volume, wanted)
+    if read is volume:
+        return source, volume
+    _log.warning(
+        "%s: reading level %d resampled from %s to the model's %s nm", source.place, source.level, stored, wanted
+    )
+    if any(a > b * (1 + SAME_SIZE) for a, b in zip(stored, wanted, strict=True)):
+        _log.warning(
+            "its voxels are larger than the model's: what they do not show is made up between them, and membranes "
+            "thinner than a voxel stay lost"
+        )
+    return replace(source, resample_to_nm=wanted), read
+
+
+def region_of(settings: PredictSettings, volume: Volume) -> Box:
+    """The voxels of the opened level that are to be predicted.
+
+    Raises:
+      ValueError: the region is no region of it, or the volume has channels.
+    """
+    region = parse_roi(settings.roi, volume.shape)
+    if settings.roi_nm is None:
+        return region
+    return parse_roi_nm(settings.roi_nm, volume.shape, volume.voxel_size_nm, volume.corner_nm)
+
+
+def level_to_read(levels: Sequence[Level], wanted_nm: Sequence[float]) -> int | None:
+    """Number of the first level of the wanted voxel size, within 1%; None where none has it.
 
     >>> levels = [Level("0", (50.0, 4.0, 4.0)), Level("1", (50.0, 8.0, 8.0))]
     >>> level_to_read(levels, (50.0, 8.0, 8.0)), level_to_read(levels, (50.0, 6.0, 6.0))
-    (1, 0)
+    (1, None)
     """
     for number, level in enumerate(levels):
-        if level.voxel_size_nm is not None and np.allclose(level.voxel_size_nm, wanted_nm, rtol=_TOLERANCE):
+        if level.voxel_size_nm is not None and np.allclose(level.voxel_size_nm, wanted_nm, rtol=SAME_SIZE):
             return number
-    return 0
+    return None
 
 
 def read_finite(volume: Volume, box: Box) -> NDArray[Any]:

@@ -120,7 +120,7 @@ def plan_validity(settings: PredictSettings, volume: Volume, roi: Box) -> Validi
         facts["sections"] = name_sections(chosen)
     absent = volume.invalid_sections & set(sections)
     _check_sections(settings, sections, unchosen | absent, volume)
-    stored = stored_chunks(volume, roi)
+    stored = _stored(volume, roi)
     bare = stored.sections_without(sections)
     if not stored.complete:
         facts["stored_chunks"] = digest_of_stored(volume, stored)
@@ -131,6 +131,24 @@ def plan_validity(settings: PredictSettings, volume: Volume, roi: Box) -> Validi
     validity = Validity(roi, unchosen, bare, absent, kept, mask, facts)
     _check_something_is_left(validity, volume, len(bare) == len(sections))
     return validity
+
+
+def _stored(volume: Volume, roi: Box) -> ChunkMap:
+    """Which chunks are stored, in the voxels of the volume that is read.
+
+    Raises:
+      ValueError: it is resampled, and not all that it is made from is stored.
+    """
+    if volume.stored is volume:
+        return stored_chunks(volume, roi)
+    whole = Box.whole(volume.stored.shape)
+    found = stored_chunks(volume.stored, whole)
+    if not found.without_sections(volume.stored.invalid_sections, range(whole.stop[0])):
+        raise ValueError(
+            f"{volume.url} does not store all of its chunks, and is to be resampled: voxels made partly from what is "
+            "missing would pass for valid. Resample it into a volume of its own first, or predict it at its own size."
+        )
+    return ChunkMap(volume.shape, (0, 0, 0), np.ones((1, 1, 1), bool))
 
 
 def _check_sections(settings: PredictSettings, sections: range, invalid: frozenset[int], volume: Volume) -> None:
