@@ -29,7 +29,10 @@ class PredictSettings(TrackedOutputSettings):
         the model learned them dark, or the other way.
       roi: half-open region of interest in voxels of the level that is read, such as 0:10,100:400,0:512 (z, y, x); null
         takes everything.
-      tile: most useful voxels the network yields per pass, z, y, x. Changes speed and memory, never a voxel.
+      tile: most useful voxels the network yields per pass, z, y, x; null takes the tile that wastes least on its halo,
+        of those that fit into the memory. Changes speed and memory, never a voxel.
+      memory_gib: most memory that a worker may take, GiB; null takes an even share of what its node has. It bounds the
+        tile that is chosen; one that is given stays as it is.
       symmetries: orientations of each tile to average over: 1 as is, 4 flips, 8 flips and turns by 90 degrees, at as
         many times the cost; null takes those that the model's threshold was chosen with.
       output_dtype: uint8 stores probability in steps of 1/255; float16 and float32 more finely, in 2 and 4 bytes.
@@ -53,7 +56,8 @@ class PredictSettings(TrackedOutputSettings):
     voxel_size_nm: tuple[float, float, float] | None = None
     invert_contrast: bool = False
     roi: str | None = None
-    tile: tuple[int, int, int] = (1, 512, 512)
+    tile: tuple[int, int, int] | None = None
+    memory_gib: float | None = None
     symmetries: SymmetryCount | None = None
     output_dtype: StoredDtype = "uint8"
     accept_mismatch: bool = False
@@ -64,6 +68,11 @@ class PredictSettings(TrackedOutputSettings):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not given. Try --{name} {example}.")
         check_layout("tile", self.tile)
+        if self.memory_gib is not None and self.memory_gib <= 0:
+            raise ValueError(
+                f"memory_gib={self.memory_gib:g} must be above 0: a worker takes more than 1 GiB before its first "
+                "block. Try 4."
+            )
         check_apart(self.output, self.volume)
 
 
