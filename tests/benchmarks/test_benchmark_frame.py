@@ -11,6 +11,8 @@ from pathlib import Path
 
 import bench
 import pytest
+from bystander import bystander
+from kept import kept_rounds
 from machine import ROOT, commit, digest, machine
 from pairs import estimate, interleaved, ratio
 from report import Aim, Outcome, tell
@@ -96,8 +98,41 @@ def test_a_turn_that_never_comes_names_whoever_has_it(tmp_path: Path) -> None:
         wait_for(tmp_path, "bare", patience_s=0.05)
 
 
+def test_a_benchmark_that_was_stopped_goes_on_with_the_rounds_it_has(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def arm(name: str, patience: int) -> float:
+        if len(calls) == patience:
+            raise KeyboardInterrupt
+        calls.append(name)
+        return float(len(calls))
+
+    def run(patience: int, of: str = "this") -> dict[str, list[float]]:
+        arms = {name: lambda name=name: arm(name, patience) for name in "ab"}
+        return kept_rounds("trial", {"of": of}, arms, pairs=3, folder=tmp_path)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(patience=5)
+    # The third round was not whole and begins anew; every other one runs in reverse.
+    assert run(patience=99) == {"a": [1.0, 4.0, 6.0], "b": [2.0, 3.0, 7.0]}
+    assert calls == [*"abba", *"a", *"ab"]
+    assert run(patience=7)["a"] == [1.0, 4.0, 6.0], "nothing is measured twice"
+    assert run(patience=99, of="another workload")["a"] == [8.0, 11.0, 12.0]
+
+
+def test_a_process_that_waits_answers_when_it_is_asked_and_is_missed_when_gone(tmp_path: Path) -> None:
+    script = tmp_path / "arm.py"
+    body = "import sys; from bystander import answer; print('ready'); answer(lambda a, b: a + b if b else sys.exit(1))"
+    script.write_text(f"import sys; sys.path.insert(0, {str(bench.HERE)!r}); {body}")
+    with bystander(str(script)) as other:
+        assert [other.ask(1, 2), other.ask(3, 4)] == [3, 7]
+        with pytest.raises(RuntimeError, match=r"the process that was asked for \(1, 0\) is gone"):
+            other.ask(1, 0)
+
+
 def test_no_benchmark_needs_a_peer_to_be_read() -> None:
     """The tests read every file here, where no peer is installed."""
-    script = "import augmentation, sys; print(sorted({'torch', 'monai', 'tensorflow', 'ray'} & set(sys.modules)))"
+    heavy = {"torch", "monai", "tensorflow", "ray"}
+    script = f"import augmentation, predict_peers, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=bench.HERE)
     assert done.stdout.strip() == "[]"

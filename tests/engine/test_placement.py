@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tessera.engine.placement import ClusterSize, train_share
+from tessera.engine.placement import ClusterSize, NodeSize, block_pool, memory_share, train_share
 
 
 def test_more_workers_than_the_cluster_can_ever_give_are_refused_with_how_many_fit() -> None:
@@ -46,3 +46,50 @@ def test_elastic_workers_never_fill_a_node(node_cpus: int, nodes: int, least: in
     assert node_cpus - on_one * share.cpus >= 1
     assert on_one * nodes >= least
     assert (8 * share.cpus).is_integer(), "sums of it are exact"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "cpus", "gpus"),
+    [
+        (ClusterSize(2, 0, 2), 1, 2.0, 0.0),
+        (ClusterSize(8, 0, 2), 4, 2.0, 0.0),
+        (ClusterSize(64, 0, 16), 8, 8.0, 0.0),
+        (ClusterSize(24, 0, 16, (NodeSize(16), NodeSize(8))), 3, 8.0, 0.0),
+        (ClusterSize(32, 4, 32), 4, 8.0, 1.0),
+        (ClusterSize(72, 8, 64, (NodeSize(64), NodeSize(8, 8))), 8, 1.0, 1.0),
+        (ClusterSize(68, 8, 64, (NodeSize(64), NodeSize(4, 8))), 8, 0.5, 1.0),
+    ],
+    ids=[
+        "laptop",
+        "small nodes",
+        "large nodes",
+        "unequal nodes",
+        "gpus",
+        "gpus beside a node of cpus",
+        "more gpus than cpus",
+    ],
+)
+def test_networks_fill_the_cores_without_sharing_them(
+    cluster: ClusterSize, workers: int, cpus: float, gpus: float
+) -> None:
+    """One per GPU; else one per 8 cores and node. Each fits on a node that has what it wants."""
+    pool = block_pool(0, cluster)
+    assert (pool.workers, pool.cpus, pool.gpus) == (workers, cpus, gpus)
+    assert pool.workers * pool.cpus <= cluster.cpus
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 60))
+def test_all_workers_run_at_once_and_no_node_has_more_threads_than_cores(nodes: list[int], asked: int) -> None:
+    cluster = ClusterSize(sum(nodes), 0, max(nodes), tuple(NodeSize(cpus) for cpus in nodes))
+    assume(asked <= cluster.cpus)
+    pool = block_pool(asked, cluster)
+    assert pool.cpus >= 1
+    assert pool.workers <= sum(cpus // pool.cpus for cpus in nodes), "one that never starts would be waited for"
+    assert asked in (0, pool.workers)
+
+
+def test_workers_of_a_node_share_its_memory() -> None:
+    nodes = (NodeSize(16, memory=100), NodeSize(8, memory=90), NodeSize(0, memory=10))
+    cluster = ClusterSize(24, 0, 16, nodes)
+    assert memory_share(block_pool(3, cluster), cluster) == (100, 2)
+    assert memory_share(block_pool(1, cluster), cluster) == (100, 1)

@@ -64,6 +64,7 @@ def _crop(crop: int, padding: str, depth: int) -> TrainSettings:
         (lambda: _ingest(chunk=(0, 4, 4)), r"chunk=\[0, 4, 4\]: every extent.*Try \[16, 256, 256\]"),
         (lambda: _ingest(shard=(4, -4, 4)), r"shard=\[4, -4, 4\]: every extent"),
         (lambda: _predict(model=""), r"model is not given\. Try --model models:/tessera-unet/1\."),
+        (lambda: _predict(memory_gib=0.0), r"memory_gib=0 must be above 0.*Try 4"),
         (lambda: _predict(tile=(1, 0, 9)), r"tile=\[1, 0, 9\]: every extent.*Try \[1, 512, 512\]"),
         (lambda: _predict(block=(0, 1, 1)), r"block=\[0, 1, 1\]: every extent"),
         (lambda: _segment(threshold=1.0), r"threshold=1\.0 is no probability below 1.*Try 0\.5"),
@@ -131,7 +132,7 @@ def test_no_multiple_of_the_workers_is_nearer_to_the_batch_than_the_rounded_one(
 
 
 def test_settings_are_values(home: Path) -> None:
-    assert asdict(_predict())["tile"] == (1, 512, 512) and _predict() == _predict()
+    assert asdict(_predict(tile=(1, 512, 512)))["tile"] == (1, 512, 512) and _predict() == _predict()
     with pytest.raises(AttributeError, match="cannot assign to field"):
         _predict().tile = (1, 1, 1)  # type: ignore[misc]
 

@@ -9,22 +9,51 @@ from tessera.engine.blocks import WorkerPool
 
 
 @dataclass(frozen=True, slots=True)
+class NodeSize:
+    """What Ray lends on one node: logical CPUs, GPUs, and bytes of memory, 0 where that is not known."""
+
+    cpus: float
+    gpus: float = 0.0
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterSize:
-    """What a cluster has: logical CPUs and GPUs in all, and the CPUs of its largest node, which no worker can pass."""
+    """What a cluster has: logical CPUs and GPUs in all, and the CPUs of its largest node, which no worker can pass.
+
+    Attributes:
+      cpus: of all nodes.
+      gpus: of all nodes.
+      node_cpus: of the largest node.
+      listed: every node; none where they are taken to be like the largest.
+    """
 
     cpus: float
     gpus: float
     node_cpus: float
+    listed: tuple[NodeSize, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[NodeSize, ...]:
+        """Its nodes."""
+        count = max(1, round(self.cpus / self.node_cpus))
+        return self.listed or (NodeSize(self.node_cpus, self.gpus / count),) * count
+
+
+_CPUS_PER_NETWORK = 8
 
 
 def block_pool(workers: int, cluster: ClusterSize) -> WorkerPool:
     """A pool for block work; 0 workers means: choose.
 
-    One worker per GPU where there are GPUs; else one per 8 cores, because one network on 8 cores shares its weights
-    and wastes no import, while a second one would only compete with it.
+    One worker per GPU where there are GPUs; else one per 8 cores, and one at least on each node, because one network on
+    8 cores shares its weights and wastes no import, while a second one would only compete with it. Each reserves as
+    many cores as leave room for all, and its libraries use as many threads.
 
     >>> block_pool(0, ClusterSize(16, 0, node_cpus=8)), block_pool(0, ClusterSize(2, 0, 2)).cpus
     (WorkerPool(workers=2, cpus=8.0, gpus=0.0, in_flight=2), 2.0)
+    >>> block_pool(0, ClusterSize(8, 0, node_cpus=2)).workers
+    4
 
     Raises:
       ValueError: more workers than the cluster can ever run.
@@ -35,9 +64,36 @@ def block_pool(workers: int, cluster: ClusterSize) -> WorkerPool:
             f"workers={workers} is more than this cluster's {cpus:g} CPUs can ever run at once. "
             f"Try workers={int(cpus)}."
         )
-    count = workers or int(gpus) or max(1, int(cpus) // 8)
-    share = max(1, int(min(cpus // count, cluster.node_cpus)))
-    return WorkerPool(count, cpus=float(share), gpus=1.0 if 0 < count <= gpus else 0.0)
+    count = workers or int(gpus) or sum(max(1, int(node.cpus) // _CPUS_PER_NETWORK) for node in cluster.nodes)
+    if 0 < count <= gpus:
+        return WorkerPool(count, cpus=_cpus_beside(cluster), gpus=1.0)
+    shares = range(int(cluster.node_cpus), 0, -1)
+    return WorkerPool(count, cpus=float(next((cpus for cpus in shares if _room(cluster, cpus) >= count), 1)))
+
+
+def _room(cluster: ClusterSize, cpus: float) -> int:
+    """How many workers of so many CPUs run at once."""
+    return sum(int(node.cpus // cpus) for node in cluster.nodes)
+
+
+def _cpus_beside(cluster: ClusterSize) -> float:
+    """CPUs for each GPU, on the node that has fewest for its own."""
+    least = min(node.cpus / node.gpus for node in cluster.nodes if node.gpus)
+    return float(int(least)) if least >= 1 else least
+
+
+def memory_share(pool: WorkerPool, cluster: ClusterSize) -> tuple[int, int]:
+    """(bytes of memory, workers that share them) of the node on which a worker of a pool has least; 0 bytes: not known.
+
+    >>> memory_share(WorkerPool(4, cpus=2.0), ClusterSize(8, 0, 4, (NodeSize(4, memory=80), NodeSize(4, memory=60))))
+    (60, 2)
+    """
+    shares = []
+    for node in cluster.nodes:
+        fitting = int(min(node.cpus / pool.cpus, node.gpus / pool.gpus if pool.gpus else pool.workers))
+        if fitting:
+            shares.append((node.memory, min(pool.workers, fitting)))
+    return min(shares, key=lambda share: share[0] / share[1], default=(0, pool.workers))
 
 
 _LEAST_CPUS, _MOST_CPUS, _DATA_CPUS = 0.5, 8.0, 1.0

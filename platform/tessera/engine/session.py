@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from tessera.engine.placement import ClusterSize
+from tessera.engine.placement import ClusterSize, NodeSize
 
 _log = logging.getLogger(__name__)
 
@@ -86,5 +86,10 @@ def _imported_by_default() -> Path | None:
 def cluster_size() -> ClusterSize:
     """What the connected cluster has."""
     resources = ray.cluster_resources()
-    nodes = [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
-    return ClusterSize(float(resources.get("CPU", 1.0)), float(resources.get("GPU", 0.0)), max(nodes))
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = tuple(
+        NodeSize(float(node.get("CPU", 0.0)), float(node.get("GPU", 0.0)), int(node.get("memory", 0.0)))
+        for node in alive
+    )
+    largest = max(node.cpus for node in nodes)
+    return ClusterSize(float(resources.get("CPU", 1.0)), float(resources.get("GPU", 0.0)), largest, nodes)

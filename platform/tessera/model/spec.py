@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tessera.geometry.arithmetic import Arithmetic, LayerRecord, fold, unet_records
+from tessera.geometry.network_cost import NetworkCost, unet_cost
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class UnetSpec:
     def arithmetic(self) -> Arithmetic:
         """Sizes, halo and phase of the valid graph."""
         return fold(self.records)
+
+    @property
+    def cost(self) -> NetworkCost:
+        """Operations and bytes of a pass of the valid graph."""
+        return unet_cost(self.depth, self.filters, self.input_sections, self.padding)
 
     def input_extent(self, crop: int) -> int:
         """In-plane input pixels that training needs to score `crop` pixels.

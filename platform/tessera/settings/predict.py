@@ -39,7 +39,10 @@ class PredictSettings(TrackedOutputSettings):
         Null takes all.
       skip: go over blocks and tiles without a valid voxel, and take the network's output for flat grey from memory.
         Changes speed, never a voxel.
-      tile: most useful voxels the network yields per pass, z, y, x. Changes speed and memory, never a voxel.
+      tile: most useful voxels the network yields per pass, z, y, x; null takes the tile that wastes least on its halo,
+        of those that fit into the memory. Changes speed and memory, never a voxel.
+      memory_gib: most memory that a worker may take, GiB; null takes an even share of what its node has. It bounds the
+        tile that is chosen; one that is given stays as it is.
       symmetries: orientations of each tile to average over: 1 as is, 4 flips, 8 flips and turns by 90 degrees, at as
         many times the cost; null takes those that the model's threshold was chosen with.
       output_dtype: uint8 stores probability in steps of 1/255; float16 and float32 more finely, in 2 and 4 bytes.
@@ -70,7 +73,8 @@ class PredictSettings(TrackedOutputSettings):
     mask: str | None = None
     sections: str | None = None
     skip: bool = True
-    tile: tuple[int, int, int] = (1, 512, 512)
+    tile: tuple[int, int, int] | None = None
+    memory_gib: float | None = None
     symmetries: SymmetryCount | None = None
     output_dtype: StoredDtype = "uint8"
     accept_mismatch: bool = False
@@ -85,6 +89,11 @@ class PredictSettings(TrackedOutputSettings):
         if self.roi is not None and self.roi_nm is not None:
             raise ValueError(
                 f"roi={self.roi} and roi_nm={self.roi_nm} are both given: they may name two regions. Leave one out."
+            )
+        if self.memory_gib is not None and self.memory_gib <= 0:
+            raise ValueError(
+                f"memory_gib={self.memory_gib:g} must be above 0: a worker takes more than 1 GiB before its first "
+                "block. Try 4."
             )
         check_apart(self.output, self.volume)
         if self.mask is not None:

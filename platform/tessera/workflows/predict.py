@@ -9,9 +9,8 @@ holds 0 and is marked in the output.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,9 @@ from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_
 from tessera.workflows.plain import plain
 from tessera.workflows.raw import RawSource, Read, find_raw, region_of
 from tessera.workflows.reporting import JobReports, reporting
+from tessera.workflows.turn import NetworkTurn
 from tessera.workflows.validity import BlockOutput, Validity, plan_validity, skipped_row, skipping
+from tessera.workflows.worker_plan import planned, share_of_node
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ def predict(settings: PredictSettings) -> Place:
     model = find_model(settings.model, settings.tracking.uri)
     plan, output = plan_prediction(settings, model)
     with session(settings):
+        plan = fitted(plan, settings, model, output)
         claim_output(output, overwrite=settings.overwrite)
         tags = {"tessera.model": model.name}
         with tracked_output(output, settings, tags) as run, reporting(run, output.path) as reports:
@@ -155,7 +157,7 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
         output.path,
         model.bundle,
         roi,
-        settings.tile,
+        planned(settings, model.contract, output, roi.start).tile.tile,
         symmetries,
         frozenset(volume.invalid_sections),
         validity,
@@ -164,6 +166,19 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
         settings.output_dtype,
     )
     return plan, output
+
+
+def fitted(plan: PredictPlan, settings: PredictSettings, model: FoundModel, output: OutputPlan) -> PredictPlan:
+    """The plan with the tile for the workers that are there: what memory they have is known once Ray is connected.
+
+    Raises:
+      ValueError: they have too little.
+    """
+    worker = planned(settings, model.contract, output, plan.roi.start, share_of_node(settings))
+    _log.info("tiles of %s: a worker takes at most %s", list(worker.tile.tile), worker.memory)
+    if worker.memory.total > worker.budget_bytes:
+        _log.warning("that is more than the %.2f GiB it may take: try --tile null", worker.budget_bytes / 2**30)
+    return replace(plan, tile=worker.tile.tile)
 
 
 def levels_for(model: FoundModel, volume: Volume, validity: Validity, read: Read) -> LevelTable | None:
@@ -274,23 +289,19 @@ def make_block_worker(plan: PredictPlan) -> Process:
         predict_tiles = remembering_flat(predict_tiles)
     volume, output = plan.raw.open(), open_volume(plan.output, writable=True)
     read = plan.raw.reader(volume)
-    # One pass at a time: the network's own threads fill the cores, while other threads read and write.
-    lock = threading.Lock()
-
-    def one_at_a_time(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        with lock:
-            return predict_tiles(tiles)
+    turn = NetworkTurn()
+    predict_in_turn = turn.taken_by(predict_tiles)
 
     memory = TileMemory(plan.tile, [axis.period for axis in contract.network.arithmetic.axes])
 
     def probability_of(core: Box, wanted: NDArray[np.bool_] | None) -> NDArray[np.float32]:
         return memory.fit(
             lambda tile: predict_box(
-                one_at_a_time, read, volume.shape, core, tile, contract, plan.levels, plan.missing, wanted
+                predict_in_turn, read, volume.shape, core, tile, contract, plan.levels, plan.missing, wanted
             )
         )
 
-    process = partial(process_block, plan, BlockOutput.open(output, plan.validity), probability_of)
+    process = partial(process_block, plan, BlockOutput.open(output, plan.validity), turn.ended_after(probability_of))
     return partial(in_memory, memory, with_tiles(process, plan, contract.network.arithmetic, memory))
 
 
