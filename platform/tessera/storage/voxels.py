@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tessera.geometry.boxes import Box
 from tessera.storage.layouts import Layout
 from tessera.storage.locations import Place
-from tessera.storage.objects import told
+from tessera.storage.objects import remove_file, told
 from tessera.storage.ome import Level
 
 
@@ -135,7 +136,22 @@ class Volume:
                 f"broadcast or cast silently. Give shape {box.shape} and dtype {self.dtype}."
             )
         with told(self.place):
-            self.array[box.slices] = data
+            try:
+                self.array[box.slices] = data
+            except OSError:
+                raise
+            except Exception:
+                # Zarr reads a shard that the volume's far edge cuts before it writes it. What is there may be torn,
+                # decoders raise whatever they like then, and none of it is to be kept.
+                self._erase(box)
+                self.array[box.slices] = data
+
+    def _erase(self, box: Box) -> None:
+        """Remove the shards in a box of whole shards."""
+        folder = self.place / self.array.path if self.array.path else self.place
+        counts = (range(a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, self.shard, strict=True))
+        for position in product(*counts):
+            remove_file(folder / self.array.metadata.encode_chunk_key(position))
 
     def _nearest(self, box: Box) -> Box:
         """The legal box around this one; the shard at its start where it is empty."""

@@ -23,7 +23,8 @@ from tessera.storage.locations import Place
 from tessera.storage.stacks import SliceStack, open_stack
 from tessera.storage.volumes import open_volume, update_attributes
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
-from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_output
+from tessera.workflows.outputs import OutputPlan, claimed_output, digest_of, plan_output
+from tessera.workflows.preflight import log_forecast
 
 _log = logging.getLogger(__name__)
 
@@ -37,15 +38,15 @@ def ingest(settings: IngestSettings) -> Place:
     """
     stack = open_stack(local_input_path(settings.source), kind=settings.kind, invert=settings.invert)
     output = plan_volume(settings, stack)
-    with session(settings):
-        claim_output(output, overwrite=settings.overwrite)
+    log_forecast(output)
+    with session(settings), claimed_output(output, settings) as lease:
         _log.info("%s: %s %s in %d shards", output.path, _by(output.shape), output.dtype, len(output.grid))
-        run_block_job(output, partial(_make_worker, stack, output.path), settings)
-    # A label section of one value may be meant; a blank image never is.
-    blank = _blank_sections(output.path, output.grid) if settings.kind == "image" else []
-    invalid = sorted({*stack.missing, *blank})
-    _tell_invalid(stack, invalid)
-    update_attributes(output.path, complete=True, invalid_sections=invalid)
+        run_block_job(output, partial(_make_worker, stack, output.path), settings, lease=lease)
+        # A label section of one value may be meant; a blank image never is.
+        blank = _blank_sections(output.path, output.grid) if settings.kind == "image" else []
+        invalid = sorted({*stack.missing, *blank})
+        _tell_invalid(stack, invalid)
+        update_attributes(output.path, complete=True, invalid_sections=invalid)
     return output.path
 
 

@@ -36,8 +36,9 @@ from tessera.tracking.runs import Tracker, check_tracking, tracking_uri
 from tessera.workflows.block_jobs import BlockReport, Stopwatch, checksum, run_block_job, session
 from tessera.workflows.levels import attribute_of, volume_levels
 from tessera.workflows.models import FoundModel, find_model
-from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_output, tracked_output
+from tessera.workflows.outputs import OutputPlan, claimed_output, digest_of, plan_output, tracked_output
 from tessera.workflows.plain import plain
+from tessera.workflows.preflight import log_forecast
 from tessera.workflows.raw import RawSource, Read, find_raw
 from tessera.workflows.reporting import JobReports, reporting
 
@@ -83,14 +84,18 @@ def predict(settings: PredictSettings) -> Place:
     check_tracking(tracking_uri(settings.tracking.uri, home()))
     model = find_model(settings.model, settings.tracking.uri)
     plan, output = plan_prediction(settings, model)
-    with session(settings):
-        claim_output(output, overwrite=settings.overwrite)
-        tags = {"tessera.model": model.name}
-        with tracked_output(output, settings, tags) as run, reporting(run, output.path) as reports:
-            _tell_origins(run, output, model)
-            make_worker, tell = partial(make_block_worker, plan), reports.over_time()
-            report = run_block_job(output, make_worker, settings, squeeze=squeezed, tell=tell)
-            _record(reports, plan, report)
+    log_forecast(output)
+    tags = {"tessera.model": model.name}
+    with (
+        session(settings),
+        claimed_output(output, settings) as lease,
+        tracked_output(output, settings, tags) as run,
+        reporting(run, output.path) as reports,
+    ):
+        _tell_origins(run, output, model)
+        make_worker, tell = partial(make_block_worker, plan), reports.over_time()
+        report = run_block_job(output, make_worker, settings, squeeze=squeezed, tell=tell, lease=lease)
+        _record(reports, plan, report)
     return output.path
 
 
