@@ -80,7 +80,8 @@ class Tessera:
     def _worker(self) -> Callable[[], None]:
         from tessera.workflows.models import find_model
         from tessera.workflows.outputs import claim_output
-        from tessera.workflows.predict import make_block_worker, plan_prediction
+        from tessera.workflows.predict import plan_prediction
+        from tessera.workflows.predict_blocks import make_block_worker
 
         settings = prediction(self.home, self.work, "tessera", engine="serial")
         plan, output = plan_prediction(settings, find_model(settings.model, None))

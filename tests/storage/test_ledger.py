@@ -17,7 +17,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.storage.ledger import Ledger, LedgerRow, ledger_path, read_job, read_rows, remove_output
+from tessera.storage.ledger import Ledger, LedgerRow, ledger_path, read_job, read_rows
+from tessera.storage.removal import remove_output
 from tessera.storage.volumes import create_volume
 
 JOB = {"settings": {"tile": 64, "model": "a"}, "grid": {"shape": [4, 8, 8], "block": [4, 4, 4]}}
@@ -57,7 +58,8 @@ def test_every_field_of_a_row_survives(output: Path) -> None:
     assert row.values == {"origins": [[0, 2, 2]]}
 
 
-rows = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["done", "failed"])), max_size=30)
+STATUS = st.sampled_from(["done", "failed", "missing"])
+rows = st.lists(st.tuples(st.integers(0, 5), STATUS), max_size=30)
 
 
 @settings(deadline=None, max_examples=30)
@@ -80,6 +82,25 @@ def test_the_latest_row_wins_across_parts_and_reopenings(
     with begin(path) as ledger:
         assert (ledger.done(), ledger.failed()) == expected
         assert [(row.block, row.status) for row in ledger.rows()] == attempts
+
+
+def test_blocks_to_do_are_those_that_are_neither_done_nor_given_up(output: Path) -> None:
+    with begin(output) as ledger:
+        for block, status in ((0, "done"), (1, "failed"), (3, "done"), (3, "missing"), (70_000, "done")):
+            ledger.append(LedgerRow(block, status))  # type: ignore[arg-type]
+        assert list(ledger.to_do(5)) == [2, 3, 4]
+        assert list(ledger.to_do(5, failed_too=True)) == [1, 2, 3, 4]
+        assert list(ledger.to_do(70_002))[-2:] == [69_999, 70_001]
+        assert ledger.done() == {0, 70_000} and 3 not in ledger.done() and "0" not in ledger.done()
+
+
+def test_the_checksum_of_a_block_is_that_of_its_latest_row(output: Path) -> None:
+    with begin(output, flush_rows=2) as ledger:
+        for block, status, checksum in ((2, "done", "a"), (1, "done", "b"), (2, "done", "c"), (0, "done", "")):
+            ledger.append(LedgerRow(block, status, checksum=checksum))  # type: ignore[arg-type]
+        ledger.append(LedgerRow(1, "missing", error="torn"))
+        assert list(ledger.checksums()) == [(2, "c")]
+        assert ledger.done() == {0, 2} and ledger.failed() == {}
 
 
 def test_a_part_is_written_at_the_row_limit_and_never_changed(output: Path) -> None:
@@ -264,7 +285,7 @@ def test_a_closed_ledger_takes_no_rows(output: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"status": "maybe"}, "a block is 'done' or 'failed'"),
+        ({"status": "maybe"}, "a block is 'done', 'failed' or 'missing'"),
         ({"block": -1}, "blocks count from 0"),
         ({"attempt": 0}, "attempts from 1"),
         ({"detail": "labels: 12"}, "is no JSON object"),

@@ -17,9 +17,10 @@ from objectstore import BUCKET, KEY_ID, SECRET, S3Server
 from tessera.geometry.boxes import Box
 from tessera.storage.arrays import load_arrays, save_arrays
 from tessera.storage.identity import identity
-from tessera.storage.ledger import Ledger, LedgerRow, ledger_path, read_rows, remove_output
+from tessera.storage.ledger import Ledger, LedgerRow, ledger_path, read_rows
 from tessera.storage.locations import place_of
 from tessera.storage.objects import backing_store, create_bytes, read_bytes
+from tessera.storage.removal import remove_output
 from tessera.storage.volumes import Volume, create_volume, open_volume, update_attributes
 
 SHAPE, CHUNK, SHARD = (5, 20, 21), (2, 4, 4), (4, 8, 8)
@@ -188,7 +189,7 @@ def test_faces_are_kept_beside_the_output(s3: S3Server) -> None:
     place = ledger_path(URL) / "faces" / "faces-0.npz"
     save_arrays(place, {"a": VOXELS})
     np.testing.assert_array_equal(load_arrays(place)["a"], VOXELS)
-    with pytest.raises(FileNotFoundError, match=r"faces-1.npz is missing: say --overwrite true"):
+    with pytest.raises(FileNotFoundError, match=r"faces-1.npz is missing: say --recheck true"):
         load_arrays(ledger_path(URL) / "faces" / "faces-1.npz")
 
 

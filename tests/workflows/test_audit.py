@@ -23,7 +23,7 @@ from tessera.storage.ledger import ledger_path, read_rows
 from tessera.storage.volumes import open_volume, update_attributes
 from tessera.tracking.runs import tracking_uri
 from tessera.workflows import audit as audit_module
-from tessera.workflows import predict as predict_module
+from tessera.workflows import predict_blocks as predict_module
 from tessera.workflows.audit import read_tiles
 from volumes import put_volume
 

@@ -186,13 +186,15 @@ def test_a_failed_shard_is_listed_and_a_rerun_does_only_that_one(
     assert (answer.code, answer.out) == (1, "")
     assert f"1 of 12 blocks of {path} failed; the others are done and recorded:" in answer.err
     assert f"block 5 {broken_shard}: OSError: No space left on device" in answer.err
-    assert "run the same command again: only these blocks will run" in answer.err
+    assert "the same command with `--retry_failed true`: only these blocks will run" in answer.err
     assert open_volume(path).attributes["complete"] is False
     first = [(row.block, row.status) for row in read_rows(path)]
     assert sorted(first) == [(i, "failed" if i == 5 else "done") for i in range(SHARDS)]
     monkeypatch.undo()
     monkeypatch.setenv("TESSERA_HOME", str(home))
-    answer = tessera(capsys, *words)
+    assert tessera(capsys, *words).code == 1, "what was given up stays so until it is asked for"
+    assert [(row.block, row.status) for row in read_rows(path)] == first
+    answer = tessera(capsys, *words, "--retry_failed", "true")
     assert (answer.code, answer.out) == (0, f"{path}\n")
     assert [(row.block, row.status) for row in read_rows(path)] == [*first, (5, "done")]
     volume = open_volume(path)

@@ -16,7 +16,8 @@ from tessera.images.phantom import Phantom
 from tessera.images.phantom_options import PhantomOptions
 from tessera.settings.common import RunnerSettings
 from tessera.settings.train import AnnotatedSections, DataSettings
-from tessera.storage.ledger import ledger_path, remove_output
+from tessera.storage.ledger import ledger_path
+from tessera.storage.removal import remove_output
 from tessera.storage.volumes import open_volume
 from tessera.workflows.annotated import load_annotated
 from tessera.workflows.synthetic import synthetic_volumes

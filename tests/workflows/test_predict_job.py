@@ -68,14 +68,18 @@ def test_a_corrupt_chunk_fails_its_blocks_alone_and_a_rerun_does_only_those(
     assert 0 in failed, "the block of the corrupt shard"
     assert "blocks of" in message
     assert "block 0 [0:2, 0:32, 0:32]:" in message
-    assert "run the same command again" in message
+    assert "the same command with `--retry_failed true`" in message
     done = {row.block for row in read_rows(out) if row.status == "done"}
     assert done | failed == set(range(8))
     assert done, "the blocks that do not read it are done"
     assert open_volume(out).attributes["complete"] is False
 
     _rot(shard, kept)
-    assert _predict(bundle) == 0
+    rows = len(list(read_rows(out)))
+    assert _predict(bundle) == 1
+    assert "block 0 [0:2, 0:32, 0:32]:" in capsys.readouterr().err, "an earlier run's failures are listed again"
+    assert len(list(read_rows(out))) == rows
+    assert _predict(bundle, "--retry_failed", "true") == 0
     times = Counter(row.block for row in read_rows(out) if row.status == "done")
     assert times == Counter(range(8)), "every block is done exactly once"
     assert open_volume(out).attributes["complete"] is True
@@ -168,6 +172,6 @@ def test_a_full_disk_loses_nothing(
     assert "No space left on device" in capsys.readouterr().err
     out = home / "volumes" / "out.zarr"
     assert sum(row.status == "done" for row in read_rows(out)) == 3
-    assert _predict(bundle) == 0
+    assert _predict(bundle, "--retry_failed", "true") == 0
     assert Counter(row.block for row in read_rows(out) if row.status == "done") == Counter(range(8))
     shutil.rmtree(out)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
+from socket import gethostname
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ import pytest
 from terminal import refusal, tessera
 from tessera.settings.segment import SegmentSettings
 from tessera.settings.status import StatusSettings
-from tessera.storage.ledger import Ledger, LedgerRow
+from tessera.storage.ledger import Ledger, LedgerRow, ledger_path
 from tessera.storage.ledger_states import read_states
 from tessera.storage.volumes import create_volume
 from tessera.workflows.predict import KIND
@@ -50,12 +54,13 @@ def test_what_was_given_up_is_told_with_its_place_and_error(output: Path) -> Non
     assert failed.box == ((0, 4), (0, 1000), (7000, 8000)) and failed.attempts == 3
     text = as_text(status(StatusSettings(str(output))), now=3700.0)
     assert text.splitlines() == [
-        str(output),
+        f"{output}: not finished, and nobody works on it: the same command goes on",
         "predict: 15 of 40 blocks done, 1 failed, 24 left",
         "  rate        0.455 blocks/s, 1.82 Mvox/s",
         "  time left   53 s at that rate",
         "  last block  1 min 0 s ago",
         "  failed      block 7 [0:4, 0:1000, 7000:8000] after 3 tries: ValueError: NaN",
+        "  to retry    the same command with --retry_failed true",
     ]
 
 
@@ -83,9 +88,30 @@ def test_every_pass_of_a_workflow_is_told(tmp_path: Path, home: Path, capsys: Ca
     membrane = put_volume(tmp_path / "membrane.zarr", np.zeros((4, 32, 32), np.uint8), kind=KIND, levels=255)
     cells = tmp_path / "cells.zarr"
     segment(SegmentSettings(volume=str(membrane), output=str(cells), threshold=0.5, engine="serial"))
-    told = [line for line in tessera(capsys, "status", cells).out.splitlines() if "blocks done" in line]
+    lines = tessera(capsys, "status", cells).out.splitlines()
+    assert lines[0] == f"{cells}: finished"
+    told = [line for line in lines if "blocks done" in line]
     assert [line.partition(":")[0] for line in told] == ["segment, faces", "segment"]
     assert all(line.endswith("1 of 1 blocks done, 0 failed, 0 left") for line in told)
+
+
+def test_who_drives_an_output_is_told_while_it_lives_and_once_it_is_dead(
+    output: Path, capsys: Capsys, home: Path
+) -> None:
+    with Ledger.open(output, "key", FACTS):
+        told = tessera(capsys, "status", output).out.splitlines()[0]
+        who = f"process {os.getpid()} on {gethostname()}"
+        assert told.startswith(f"{output}: not finished, {who} works on it (last sign of life ")
+        driver = json.loads(tessera(capsys, "status", output, "--json", "true").out)["driver"]
+        assert driver["pid"] == os.getpid() and driver["alive"] is True
+    assert json.loads(tessera(capsys, "status", output, "--json", "true").out)["driver"] is None
+    gone = {"host": "node7", "world": "", "pid": 12, "started_at": 1.0, "token": "a", "expiry_s": 2.0}
+    lease = ledger_path(output) / "lease-00000004.json"
+    lease.write_text(json.dumps(gone))  # type: ignore[union-attr]
+    os.utime(lease, (time.time() - 150,) * 2)  # type: ignore[arg-type]
+    told = tessera(capsys, "status", output).out.splitlines()[0]
+    dead = r"process 12 on node7 is dead \(last sign of life 2 min 3\d s ago\): the same command goes on"
+    assert re.search(dead, told), told
 
 
 def test_an_output_that_is_not_there_is_refused(tmp_path: Path, home: Path, capsys: Capsys) -> None:

@@ -50,6 +50,10 @@ class Command:
 
 
 def _ingest(settings: IngestSettings) -> str:
+    if settings.dry_run:
+        from tessera.workflows.dry_runs import dry_ingest
+
+        return dry_ingest(settings)
     from tessera.workflows.ingest import ingest
 
     return str(ingest(settings))
@@ -89,12 +93,20 @@ def _tune(settings: TuneSettings) -> str:
 
 
 def _predict(settings: PredictSettings) -> str:
+    if settings.dry_run:
+        from tessera.workflows.dry_runs import dry_predict
+
+        return dry_predict(settings)
     from tessera.workflows.predict import predict
 
     return str(predict(settings))
 
 
 def _segment(settings: SegmentSettings) -> str:
+    if settings.dry_run:
+        from tessera.workflows.dry_runs import dry_segment
+
+        return dry_segment(settings)
     from tessera.workflows.segment import segment
 
     return str(segment(settings))

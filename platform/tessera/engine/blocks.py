@@ -118,6 +118,7 @@ class _Run:
 
     def until_done(self) -> None:
         while len(self.backlog) or self.flying:
+            self.events.on_wait()
             self._fill_up()
             self._dispatch()
             refs = [*self.flying, *(s.ready_ref for s in self.slots if not s.ready)]

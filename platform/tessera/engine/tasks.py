@@ -82,10 +82,12 @@ class Events:
     Attributes:
       on_ready: a worker is ready for work, after its start.
       on_setback: a task will be tried again.
+      on_wait: called some times a second while tasks run elsewhere; what it raises ends the run.
     """
 
     on_ready: Callable[[], None] = lambda: None
     on_setback: Callable[[Setback], None] = lambda setback: None
+    on_wait: Callable[[], None] = lambda: None
 
 
 NOBODY = Events()
@@ -160,7 +162,7 @@ class Breaker:
         which = f"{self.in_a_row} blocks in a row" if self.succeeded else f"the first {self.in_a_row} blocks all"
         raise CircuitBrokenError(
             f"{which} failed, the last with: {outcome.error}. The job stops here; what is done is kept. Mend the cause "
-            "and run the same command again."
+            "and run the same command again, with `--retry_failed true` for the blocks that failed."
         )
 
 

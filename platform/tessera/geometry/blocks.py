@@ -9,8 +9,9 @@ unlocked read-modify-write of the whole of it, and loses data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
+from operator import add, mul
 
 from tessera.geometry.boxes import Box
 
@@ -46,25 +47,22 @@ class BlockAxis:
 
 @dataclass(frozen=True, slots=True)
 class BlockGrid:
-    """Blocks that cover an array of `shape` exactly once, numbered in z, y, x order."""
+    """Blocks that cover an array of `shape` exactly once, numbered in z, y, x order; `counts` of them on each axis."""
 
     shape: tuple[int, ...]
     block: tuple[int, ...]
+    # Kept, and not derived each time: a driver asks for the boxes of millions of blocks.
+    counts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.block):
             raise ValueError(f"shape {self.shape} and block {self.block} have different numbers of axes.")
-        _ = self.axes
+        object.__setattr__(self, "counts", tuple(axis.count for axis in self.axes))
 
     @property
     def axes(self) -> tuple[BlockAxis, ...]:
         """The grid, axis by axis."""
         return tuple(BlockAxis(extent, block) for extent, block in zip(self.shape, self.block, strict=True))
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Blocks per axis."""
-        return tuple(axis.count for axis in self.axes)
 
     def __len__(self) -> int:
         return prod(self.counts)
@@ -94,8 +92,8 @@ class BlockGrid:
 
     def box(self, index: int) -> Box:
         """The voxels of linear block `index`."""
-        bounds = [axis.bounds(at) for axis, at in zip(self.axes, self.position(index), strict=True)]
-        return Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
+        start = tuple(map(mul, self.position(index), self.block))
+        return Box(start, tuple(map(min, map(add, start, self.block), self.shape)))
 
     def neighbour(self, index: int, offset: Sequence[int]) -> int | None:
         """Linear index of the block at a grid offset from `index`; None outside the grid."""

@@ -60,16 +60,28 @@ class RunnerSettings:
       engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
       workers: number of actors; 0 chooses one per GPU, else one per 8 cores.
       attempts: tries a block gets before it is listed as failed and the rest goes on.
+      retry_failed: try blocks that an earlier run gave up again; without it they stay listed as failed.
+      recheck: read every finished block again first, compare it with its checksum, and do again what differs.
+      lease_expiry_s: seconds without a sign of life of this job's driver after which another machine may take its
+        output over; on the same machine a driver that is gone is known at once.
     """
 
     engine: Engine = "ray"
     workers: int = 0
     attempts: int = 3
+    retry_failed: bool = False
+    recheck: bool = False
+    lease_expiry_s: float = 60.0
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.attempts < 1:
             raise ValueError(
                 f"workers={self.workers} must be at least 0 and attempts={self.attempts} at least 1. Try 0 and 3."
+            )
+        if not self.lease_expiry_s >= 1:
+            raise ValueError(
+                f"lease_expiry_s={self.lease_expiry_s} is not at least 1 s: a driver that is merely busy would be "
+                "thought dead, and lose its output. Try 60."
             )
 
 
@@ -82,21 +94,37 @@ class OutputSettings(RunnerSettings):
       shard: voxels one task writes as one object; a multiple of the chunk; null chooses.
       ome_zarr: version of the output: 0.5 is sharded; 0.4, for older tools, keeps each chunk as a file.
       overwrite: delete an earlier output of that name first, if tessera made it.
+      dry_run: only tell blocks, bytes, memory, time and cost, and refuse what cannot work; nothing is touched.
+      price_per_hour: what this machine costs in an hour, for the cost that a dry run tells.
+      json: print a dry run for a program.
     """
 
     chunk: tuple[int, int, int] | None = None
     shard: tuple[int, int, int] | None = None
     ome_zarr: OmeZarr = "0.5"
     overwrite: bool = False
+    dry_run: bool = False
+    price_per_hour: float | None = None
+    json: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("chunk", "shard"):
             check_layout(name, getattr(self, name))
+        self._check_dry_run()
         if self.ome_zarr == "0.4" and self.shard is not None:
             raise ValueError(
                 f"shard={list(self.shard)} with ome_zarr 0.4, which has no shards: it would be ignored. Leave it out "
                 f"and give --block {list(self.shard)} where tasks should be that large, or write 0.5."
+            )
+
+    def _check_dry_run(self) -> None:
+        if self.price_per_hour is not None and not 0 <= self.price_per_hour < float("inf"):
+            raise ValueError(f"price_per_hour={self.price_per_hour} is no price. Try 1.50, in whatever money.")
+        if not self.dry_run and (self.json or self.price_per_hour is not None):
+            raise ValueError(
+                "json and price_per_hour are for a dry run: a real job would pass over them. Say `--dry_run true`, or "
+                "leave them out."
             )
 
 

@@ -24,10 +24,17 @@ class IngestSettings(OutputSettings):
       shard: voxels one task writes as one object; a multiple of the chunk; null chooses.
       ome_zarr: version of the output: 0.5 is sharded; 0.4, for older tools, keeps each chunk as a file.
       overwrite: delete an earlier volume of that name first, if tessera made it.
+      dry_run: only tell blocks, bytes, memory, time and cost, and refuse what cannot work; nothing is touched.
+      price_per_hour: what this machine costs in an hour, for the cost that a dry run tells.
+      json: print a dry run for a program.
       engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray, and reads
         the source through dask.
       workers: number of actors; 0 chooses one per GPU, else one per 8 cores.
       attempts: tries a block gets before it is listed as failed and the rest goes on.
+      retry_failed: try blocks that an earlier run gave up again; without it they stay listed as failed.
+      recheck: read every finished block again first, compare it with its checksum, and do again what differs.
+      lease_expiry_s: seconds without a sign of life of this job's driver after which another machine may take its
+        output over; on the same machine a driver that is gone is known at once.
     """
 
     source: str = ""

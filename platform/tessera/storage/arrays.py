@@ -35,6 +35,6 @@ def load_arrays(path: Place) -> dict[str, NDArray[Any]]:
         with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: say --overwrite true to compute the blocks again.") from None
+        raise FileNotFoundError(f"{path} is missing: say --recheck true to compute it again.") from None
     except Exception as error:  # zipfile and numpy raise half a dozen unrelated types for a damaged file
-        raise ValueError(f"{path} is damaged ({error}): say --overwrite true to compute the blocks again.") from error
+        raise ValueError(f"{path} is damaged ({error}): say --recheck true to compute it again.") from error

@@ -1,9 +1,10 @@
 """The block ledger: which blocks of an output are done, kept so that a killed job resumes without losing any.
 
     OUTPUT.zarr.ledger/
-      job.json                      what the job is: key, description
-      part-00000000-1a2b3c4d.parquet    rows, never changed once there
-      faces/                        a second pass over the same output: its own job.json and parts
+      job.json                          what the job is: key, description
+      lease-00000001.json               the one driver that writes it now
+      part-00000000-1a2b3c4d.parquet    rows, never changed once there; many small parts become few
+      faces/                            a second pass over the same output: its own job.json and parts
 
 Done means written, then recorded: a block counts when its row is in a part on disk. A crash loses at most the rows of
 the last seconds; their blocks run again, which is harmless.
@@ -11,61 +12,57 @@ the last seconds; their blocks run again, which is harmless.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import re
 import threading
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from tessera.storage.attributes import is_ours, volume_id
-from tessera.storage.lease import EXPIRY_S, Lease, LeaseLostError, OutputInUseError, is_lease, sight
-from tessera.storage.ledger_rows import LedgerRow, encode_rows, list_parts, part_number, part_rows, read_part
-from tessera.storage.locations import Place, place_of
-from tessera.storage.objects import child_names, exists, is_file, read_bytes, remove_tree, write_new
-from tessera.storage.stores import describe
+import numpy as np
 
-__all__ = ["Ledger", "LedgerRow", "has_job", "ledger_path", "read_job", "read_rows", "remove_output", "remove_stage"]
+from tessera.storage.block_codes import BlockCodes, Blocks
+from tessera.storage.lease import EXPIRY_S, Lease, LeaseLostError
+from tessera.storage.ledger_job import begin_or_resume, has_job, ledger_path, read_job, stage_folder
+from tessera.storage.ledger_parts import (
+    Part,
+    all_rows,
+    latest_of,
+    list_parts,
+    merged_parts,
+    new_part,
+    read_parts,
+    run_to_merge,
+    write_merged,
+)
+from tessera.storage.ledger_rows import CODES, LedgerRow, encode_rows, status_codes
+from tessera.storage.locations import Place
+from tessera.storage.objects import remove_file, write_new
+
+__all__ = ["Ledger", "LedgerRow", "has_job", "ledger_path", "read_job", "read_rows"]
 
 _LOG = logging.getLogger(__name__)
-_STATE = ("block", "status", "error")
-
-
-def ledger_path(output: Place | str) -> Place:
-    """The ledger's folder, beside the output.
-
-    >>> ledger_path("/data/membrane.zarr").name
-    'membrane.zarr.ledger'
-    """
-    folder = place_of(output)
-    return folder.with_name(folder.name + ".ledger")
+_DONE, _FAILED = CODES["done"], CODES["failed"]
 
 
 class Ledger:
     """The rows of one job over one output; open it with `Ledger.open`, in the driver only, as a context manager.
 
     Rows are buffered, and written as one immutable part when `flush_rows` are there, `flush_seconds` after the first of
-    them, and on `close`. Safe to append to from several threads.
+    them, and on `close`. Safe to append to from several threads. In memory a block takes a byte, and one that was given
+    up its error besides.
     """
 
-    def __init__(self, folder: Place, lease: Lease, *, flush_rows: int, flush_seconds: float) -> None:
+    def __init__(self, folder: Place, lease: Lease, *, own: bool, flush_rows: int, flush_seconds: float) -> None:
         self._folder, self._flush_rows, self._flush_seconds = folder, flush_rows, flush_seconds
-        self._lease = lease
+        self._lease, self._lease_is_own = lease, own
         self._lock = threading.RLock()
         self._buffer: list[LedgerRow] = []
         self._timer: threading.Timer | None = None
         self._closed = False
-        self._done: set[int] = set()
-        self._failed: dict[int, str] = {}
-        parts = list_parts(folder)
-        self._next_part = 1 + max((part_number(part) for part in parts), default=-1)
-        for part in parts:
-            columns = read_part(part)
-            for block, status, error in zip(*(columns[c].to_pylist() for c in _STATE), strict=True):
-                self._note(block, status, error)
+        self._codes = BlockCodes()
+        self._errors: dict[int, str] = {}
+        self._parts, self._sizes = list_parts(folder), list[int]()
+        self._load()
 
     @classmethod
     def open(
@@ -77,7 +74,8 @@ class Ledger:
         stage: str | None = None,
         flush_rows: int = 10_000,
         flush_seconds: float = 10.0,
-        lease_seconds: float = EXPIRY_S,
+        lease: Lease | None = None,
+        lease_expiry_s: float = EXPIRY_S,
     ) -> Ledger:
         """Begin a job's ledger, or resume it where the key is the same.
 
@@ -90,59 +88,93 @@ class Ledger:
           stage: a name for one of several passes over the output, each with its own ledger.
           flush_rows: rows per part at most.
           flush_seconds: the longest that a row waits in memory.
-          lease_seconds: seconds without a sign of life after which another driver counts as dead.
+          lease: the output's, where the caller holds it, and goes on to; without it one is taken until `close`.
+          lease_expiry_s: seconds without a sign of life after which another driver may think this one dead.
 
         Raises:
           OutputInUseError: another driver works on the output.
           ValueError: the ledger is another job's, belongs to an output that is gone, or cannot be read.
         """
-        folder = _stage_folder(output, stage)
-        job = {"format": 1, "key": key, "description": _plain(description), "output_id": volume_id(place_of(output))}
-        lease = Lease.take(ledger_path(output), lease_seconds)
+        held = lease or Lease.take(ledger_path(output), lease_expiry_s)
         try:
-            if is_file(folder / "job.json"):
-                _check_same_job(folder, _read_job(folder), job)
-            else:
-                _begin(folder, job)
-            return cls(folder, lease, flush_rows=flush_rows, flush_seconds=flush_seconds)
+            folder = begin_or_resume(output, stage, key, description)
+            return cls(folder, held, own=lease is None, flush_rows=flush_rows, flush_seconds=flush_seconds)
         except BaseException:
-            lease.release()
+            if lease is None:
+                held.release()
             raise
 
-    def done(self) -> set[int]:
+    # What is there
+
+    def done(self) -> Blocks:
         """Blocks whose latest row says done, rows still in memory included."""
         with self._lock:
-            return set(self._done)
+            return self._codes.blocks_of(_DONE)
 
     def failed(self) -> dict[int, str]:
         """The error of each block whose latest row says failed."""
         with self._lock:
-            return dict(self._failed)
+            return {block: self._errors[block] for block in self._codes.where(_FAILED).tolist()}
+
+    def to_do(self, total: int, *, failed_too: bool = False) -> Iterator[int]:
+        """Blocks below `total` that are missing, ascending; nobody holds a list of them.
+
+        Args:
+          total: number of blocks.
+          failed_too: those that were given up as well.
+        """
+        return self._codes.without({_DONE} if failed_too else {_DONE, _FAILED}, total)
 
     def rows(self) -> Iterator[LedgerRow]:
         """Every row in the order of writing, those in memory last."""
         with self._lock:
-            parts, buffered = list_parts(self._folder), list(self._buffer)
-        for part in parts:
-            yield from part_rows(part)
+            buffered = list(self._buffer)
+        yield from all_rows(self._folder)
         yield from buffered
+
+    def checksums(self) -> Iterator[tuple[int, str]]:
+        """(block, checksum) of each done block that has one, ascending."""
+        with self._lock:
+            self.flush()
+            parts = list(self._parts)
+        if not parts:
+            return
+        table = latest_of(list(read_parts(parts, ("block", "checksum"))))
+        for batch in table.to_batches(max_chunksize=65_536):
+            for block, checksum in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                if checksum and self._codes[block] == _DONE:
+                    yield block, checksum
+
+    # Writing
 
     def append(self, row: LedgerRow) -> None:
         """Record one attempt; call it only after the block's voxels were written.
 
         Raises:
+          LeaseLostError: another driver has the output now.
           ValueError: the ledger is closed.
           OSError: a part that is due cannot be written; its rows stay in memory for the next try.
         """
+        self.check_driver()
         with self._lock:
             if self._closed:
                 raise ValueError(f"{self._folder} is closed: block {row.block} would be lost. Open the ledger again.")
             self._buffer.append(row)
-            self._note(row.block, row.status, row.error)
+            self._codes.set(row.block, CODES[row.status])
+            if row.status == "failed":
+                self._errors[row.block] = row.error
             if len(self._buffer) >= self._flush_rows:
                 self.flush()
             elif self._timer is None:
                 self._start_timer()
+
+    def check_driver(self) -> None:
+        """Make sure that this driver was not replaced, as far as it has heard; cheap.
+
+        Raises:
+          LeaseLostError: it was.
+        """
+        self._lease.raise_if_lost()
 
     def flush(self) -> None:
         """Write the rows in memory as one durable part now.
@@ -155,15 +187,18 @@ class Ledger:
             self._stop_timer()
             if self._buffer:
                 self._lease.check()
-                name = f"part-{self._next_part:08d}-{os.urandom(4).hex()}.parquet"
-                write_new(self._folder / name, encode_rows(self._buffer))
-                self._next_part += 1
+                part = new_part(self._folder, 1 + max((p.last for p in self._parts), default=-1))
+                write_new(part.place, encode_rows(self._buffer))
+                self._parts.append(part)
+                self._sizes.append(len(self._buffer))
                 self._buffer.clear()
+                self._merge()
 
     def close(self) -> None:
         """Write what is in memory; further rows are refused.
 
         Raises:
+          LeaseLostError: another driver has the output now.
           OSError: the last part cannot be written.
         """
         with self._lock:
@@ -171,7 +206,8 @@ class Ledger:
             try:
                 self.flush()
             finally:
-                self._lease.release()
+                if self._lease_is_own:
+                    self._lease.release()
 
     def __enter__(self) -> Ledger:
         return self
@@ -179,16 +215,38 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except LeaseLostError:
+            if not isinstance(error, LeaseLostError):  # else it is being told already
+                raise
 
-    def _note(self, block: int, status: str, error: str) -> None:
-        """A block's latest row wins."""
-        if status == "done":
-            self._done.add(block)
-            self._failed.pop(block, None)
-        else:
-            self._done.discard(block)
-            self._failed[block] = error
+    def _load(self) -> None:
+        """Take in the rows of all parts: column by column, as there may be millions."""
+        for table in read_parts(self._parts, ("block", "status", "error")):
+            self._sizes.append(table.num_rows)
+            blocks, codes = table["block"].to_numpy(), status_codes(table)
+            self._codes.set_many(blocks, codes)
+            failed = np.flatnonzero(codes == _FAILED)
+            self._errors.update(zip(blocks[failed].tolist(), table["error"].take(failed).to_pylist(), strict=True))
+        for part in merged_parts(self._folder):  # left by a kill
+            remove_file(part.place)
+        self._merge()
+
+    def _merge(self) -> None:
+        """Make few of many small parts. What goes wrong changes nothing, and is tried again after the next flush."""
+        run = run_to_merge(self._sizes)
+        if not run:
+            return
+        merged, size = self._parts[-run:], sum(self._sizes[-run:])
+        try:
+            part = write_merged(self._folder, merged)
+        except (OSError, ValueError) as error:
+            _LOG.warning("%s: %d parts could not be merged, and stay as they are: %s", self._folder, run, error)
+            return
+        self._parts[-run:], self._sizes[-run:] = [part], [size]
+        self._lease.check()  # a successor may be reading them
+        _remove(merged)
 
     def _start_timer(self) -> None:
         # A timer and not a look at the clock on append: the next block may be ten minutes away.
@@ -204,8 +262,21 @@ class Ledger:
     def _flush_when_due(self) -> None:
         try:
             self.flush()
-        except (OSError, LeaseLostError):
+        except LeaseLostError as error:
+            _LOG.error("%s", error)  # the driver hears it from `append` or `check_driver`
+        except OSError:
             _LOG.exception("%s: a part could not be written; its rows are kept for the next try", self._folder)
+            with self._lock:
+                if self._buffer and not self._closed:
+                    self._start_timer()
+
+
+def _remove(parts: Sequence[Part]) -> None:
+    for part in parts:
+        try:
+            remove_file(part.place)
+        except OSError as error:  # nobody reads it any more: the next driver removes it
+            _LOG.warning("%s could not be removed: %s", part.place, error)
 
 
 def read_rows(output: Place | str, *, stage: str | None = None) -> Iterator[LedgerRow]:
@@ -214,143 +285,4 @@ def read_rows(output: Place | str, *, stage: str | None = None) -> Iterator[Ledg
     Raises:
       ValueError: a part is corrupt.
     """
-    for part in list_parts(_stage_folder(output, stage)):
-        yield from part_rows(part)
-
-
-def read_job(output: Place | str, *, stage: str | None = None) -> dict[str, Any]:
-    """The contents of `job.json`: key, description, output_id.
-
-    Raises:
-      FileNotFoundError: there is no ledger.
-      ValueError: it is corrupt.
-    """
-    return _read_job(_stage_folder(output, stage))
-
-
-def has_job(output: Place | str, *, stage: str | None = None) -> bool:
-    """Whether a job was begun on an output."""
-    return is_file(_stage_folder(output, stage) / "job.json")
-
-
-def remove_output(output: Place | str) -> None:
-    """Delete a volume that tessera made, and its ledger; nothing happens where there is neither.
-
-    The ledger goes first, and each as a whole, so that a kill leaves nothing that passes for a finished output.
-
-    Raises:
-      FileExistsError: `output` or its ledger is something that tessera did not make.
-      OutputInUseError: a driver works on it.
-    """
-    folder, ledger = place_of(output), ledger_path(output)
-    _check_unused(ledger)
-    link = isinstance(folder, Path) and folder.is_symlink()
-    if link or (exists(folder) and not (is_ours(folder) or _is_empty(folder))):
-        raise FileExistsError(
-            f"{folder} is {'a link' if link else describe(folder)} that tessera did not make: it is not "
-            "deleted. Give another output, or remove it yourself."
-        )
-    if exists(ledger) and not (_holds_job(ledger) or _is_empty(ledger)):
-        raise FileExistsError(f"{ledger} is {describe(ledger)} but no ledger: it is not deleted. Remove it yourself.")
-    for doomed in (ledger, folder):
-        if exists(doomed):
-            remove_tree(doomed)
-
-
-def _check_unused(ledger: Place) -> None:
-    seen = sight(ledger)
-    if seen is not None and seen.is_held():
-        raise OutputInUseError(
-            f"{ledger} is in use: another driver works on this output ({seen}), and would lose it. Give another "
-            "output, or end that driver first."
-        )
-
-
-def remove_stage(output: Place | str, stage: str) -> None:
-    """Delete the ledger of one pass over an output, so that all of its blocks run again."""
-    folder = _stage_folder(output, stage)
-    if exists(folder):
-        remove_tree(folder)
-
-
-def _holds_job(ledger: Place) -> bool:
-    """Whether there is a job in a ledger's folder, or in that of one of its stages."""
-    names = child_names(ledger)
-    return "job.json" in names or any(is_file(ledger / name / "job.json") for name in names)
-
-
-def _is_empty(place: Place) -> bool:
-    """Nothing in it; a lease alone is nothing, its driver died before it began a job."""
-    names = child_names(place)
-    return isinstance(place, Path) and place.is_dir() and all(is_lease(name) for name in names)
-
-
-# The job
-
-
-def _stage_folder(output: Place | str, stage: str | None) -> Place:
-    if stage is None:
-        return ledger_path(output)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", stage):
-        raise ValueError(f"stage {stage!r}: use lower-case letters, digits and _, for example 'faces'.")
-    return ledger_path(output) / stage
-
-
-def _plain(description: Mapping[str, Any]) -> dict[str, Any]:
-    """The description as it will be read back, so that tuples and lists compare equal."""
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(description), sort_keys=True))
-    except TypeError as error:
-        raise ValueError(
-            f"the job's description is not JSON ({error}): it could not be compared when the job resumes. Use plain "
-            "numbers, strings, lists and dictionaries."
-        ) from error
-    return plain
-
-
-def _begin(folder: Place, job: Mapping[str, Any]) -> None:
-    if list_parts(folder):
-        raise ValueError(
-            f"{folder} holds ledger parts but no job.json: whose blocks they are is unknown. Restore job.json, or "
-            "delete the folder to run every block again."
-        )
-    write_new(folder / "job.json", json.dumps(job, indent=2).encode())
-
-
-def _read_job(folder: Place) -> dict[str, Any]:
-    text = read_bytes(folder / "job.json")
-    try:
-        job: dict[str, Any] = json.loads(text)
-        _ = job["key"], job["description"].keys()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{folder / 'job.json'} is corrupt ({error!r}): whether these blocks may be reused is unknown. Restore it, "
-            "or say `--overwrite true` to run every block again."
-        ) from error
-    return job
-
-
-def _check_same_job(folder: Place, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    if old["key"] != new["key"]:
-        lines = _differences(old["description"], new["description"]) or ["nothing described, such as the version"]
-        raise ValueError(
-            f"{folder} belongs to another job: {'; '.join(lines)}. Reusing its blocks would mix two jobs' results. "
-            "Give another output, or say `--overwrite true` to delete this one."
-        )
-    if old.get("output_id") not in (None, new["output_id"]):
-        raise ValueError(
-            f"{folder} records blocks of an output that was deleted or made anew since: they would be skipped and read "
-            "as zeros. Say `--overwrite true` to begin again."
-        )
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of fields that differ, with both values."""
-    found = []
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name, "absent"), new.get(name, "absent")
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += _differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            found.append(f"{prefix}{name} was {a}, now {b}")
-    return found
+    return all_rows(stage_folder(output, stage))

@@ -1,27 +1,28 @@
-"""Ledger rows, and the immutable Parquet parts that hold them."""
+"""Ledger rows, and how a Parquet file holds them."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from tessera.storage.locations import Place
-from tessera.storage.objects import child_names, read_bytes
-
-_PART = re.compile(r"part-(\d{8})-[0-9a-f]{8}\.parquet")
-
-Status = Literal["done", "failed"]
+Status = Literal["done", "failed", "missing"]
+CODES: dict[str, int] = {"done": 1, "failed": 2, "missing": 3}
+"""Of each status, in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """One attempt at one block. `block` is its linear index in the grid; `detail` is a JSON object as text.
+    """What became of one block: `block` is its linear index in the grid; `detail` is a JSON object as text.
+
+    It is done, was given up, or is missing again: its voxels turned out not to be those that were recorded.
 
     Seconds are wall time; `finished_at` is seconds since 1970, UTC; `bytes` counts voxels written, before compression.
     """
@@ -39,8 +40,8 @@ class LedgerRow:
     finished_at: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.status not in ("done", "failed"):
-            raise ValueError(f"status {self.status!r} of block {self.block}: a block is 'done' or 'failed'.")
+        if self.status not in CODES:
+            raise ValueError(f"status {self.status!r} of block {self.block}: a block is 'done', 'failed' or 'missing'.")
         if self.block < 0 or self.attempt < 1:
             raise ValueError(
                 f"block {self.block}, attempt {self.attempt}: blocks count from 0 and attempts from 1; a block of no "
@@ -68,43 +69,37 @@ def _check_detail(detail: str, block: int) -> None:
 
 _ARROW = {"int": pa.int64(), "str": pa.string(), "Status": pa.string(), "float": pa.float64()}
 _SCHEMA = pa.schema([pa.field(f.name, _ARROW[str(f.type)], nullable=False) for f in fields(LedgerRow)])
-
-
-def list_parts(folder: Place) -> list[Place]:
-    """Parts in the order of writing; temporary files of a killed writer are not parts."""
-    return [folder / name for name in child_names(folder) if _PART.fullmatch(name)]
-
-
-def part_number(part: Place) -> int:
-    """The place of a part in the order of writing."""
-    return int(part.name.split("-")[1])
+COLUMNS: tuple[str, ...] = tuple(_SCHEMA.names)
 
 
 def encode_rows(rows: Sequence[LedgerRow]) -> bytes:
     """Rows as one Parquet file."""
+    columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+    return encode_tables([pa.table(columns, schema=_SCHEMA)])
+
+
+def encode_tables(tables: Iterable[Any]) -> bytes:
+    """Tables of rows, one after the other, as one Parquet file; one of them is held at a time."""
     sink = pa.BufferOutputStream()
-    columns = {name: [getattr(row, name) for row in rows] for name in _SCHEMA.names}
-    pq.write_table(pa.table(columns, schema=_SCHEMA), sink, compression="zstd")
+    with pq.ParquetWriter(sink, _SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
     return bytes(sink.getvalue())
 
 
-def read_part(part: Place) -> Any:
-    """One part as an Arrow table with a column per field of `LedgerRow`.
+def decode_rows(data: bytes, columns: Sequence[str] = COLUMNS) -> Any:
+    """A file's rows as an Arrow table of some of the fields of `LedgerRow`.
 
     Raises:
-      ValueError: the file is truncated, corrupt, or has other columns.
+      ValueError, OSError, KeyError: the file is truncated, corrupt, or has other columns.
     """
-    try:
-        table = pq.read_table(pa.BufferReader(read_bytes(part)))
-        return table.select(_SCHEMA.names).cast(_SCHEMA)
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{part} is no readable ledger part ({error}): which blocks it records is unknown. Delete this file; its "
-            "blocks will run again."
-        ) from error
+    # Not `read_table`: it imports the machinery of datasets, for seconds.
+    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=list(columns))
+    return table.select(list(columns)).cast(pa.schema([_SCHEMA.field(name) for name in columns]))
 
 
-def part_rows(part: Place) -> Iterator[LedgerRow]:
-    """The rows of one part, in the order of writing."""
-    for row in read_part(part).to_pylist():
-        yield LedgerRow(**row)
+def status_codes(table: Any) -> NDArray[np.uint8]:
+    """The code of each row's status: (rows,) uint8. As Python strings, a million of them take seconds."""
+    places = pc.index_in(table["status"], value_set=pa.array(list(CODES)))
+    codes: NDArray[np.uint8] = np.array(list(CODES.values()), np.uint8)[places.to_numpy()]
+    return codes

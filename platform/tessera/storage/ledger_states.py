@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.geometry.blocks import BlockGrid
-from tessera.storage.ledger import ledger_path, read_job
-from tessera.storage.ledger_rows import list_parts, read_part
+from tessera.storage.ledger_job import JOB, ledger_path, read_job, stage_folder
+from tessera.storage.ledger_parts import latest_of, read_snapshot
 from tessera.storage.locations import Place
 from tessera.storage.objects import child_names, exists, is_file
 
@@ -22,7 +22,7 @@ _COLUMNS = ("block", "status", "attempt", "error", "finished_at")
 
 @dataclass(frozen=True)
 class BlockStates:
-    """The latest row of every block that has one; arrays of one length, in the order of blocks.
+    """The latest row of every block that is done or was given up; arrays of one length, in the order of blocks.
 
     Attributes:
       grid: all blocks of the pass.
@@ -61,8 +61,8 @@ def stages_of(output: Place | str) -> list[str | None]:
     """
     ledger = ledger_path(output)
     names = child_names(ledger) if exists(ledger) else []
-    stages: list[str | None] = [name for name in sorted(names) if is_file(ledger / name / "job.json")]
-    stages += [None] if "job.json" in names else []
+    stages: list[str | None] = [name for name in sorted(names) if is_file(ledger / name / JOB)]
+    stages += [None] if JOB in names else []
     if not stages:
         raise FileNotFoundError(
             f"{ledger} is not there, or holds no job: no tessera command has begun {output}. Give the output of "
@@ -79,26 +79,23 @@ def read_states(output: Place | str, stage: str | None = None) -> BlockStates:
       ValueError: it is corrupt, or of another version.
     """
     facts = read_job(output, stage=stage)["description"]
-    ledger = ledger_path(output)
-    columns = _columns(list_parts(ledger if stage is None else ledger / stage))
-    newest_first = {name: values[::-1] for name, values in columns.items()}
-    blocks, latest = np.unique(newest_first["block"], return_index=True)
-    newest = {name: values[latest] for name, values in newest_first.items()}
-    done = newest["status"] == "done"
+    newest = _newest(stage_folder(output, stage))
+    blocks, done = newest["block"], newest["status"] == "done"
     errors = dict(zip(blocks[~done].tolist(), newest["error"][~done].tolist(), strict=True))
-    grid = _grid(ledger, facts)
+    grid = _grid(ledger_path(output), facts)
     return BlockStates(grid, facts["workflow"], blocks, done, newest["attempt"], newest["finished_at"], errors)
 
 
-def _columns(parts: list[Place]) -> dict[str, NDArray[Any]]:
-    tables = [read_part(part) for part in parts]
-    kinds = {"block": np.int64, "attempt": np.int64, "finished_at": np.float64}
-    return {
-        name: np.concatenate(
-            [np.empty(0, kinds.get(name, object)), *(table[name].to_numpy(zero_copy_only=False) for table in tables)]
-        )
-        for name in _COLUMNS
-    }
+def _newest(folder: Place) -> dict[str, NDArray[Any]]:
+    """The columns of every block's latest row, but of those that are missing again."""
+    tables = read_snapshot(folder, _COLUMNS)
+    if not tables:
+        kinds = {"block": np.int64, "attempt": np.int64, "finished_at": np.float64}
+        return {name: np.empty(0, kinds.get(name, object)) for name in _COLUMNS}
+    table = latest_of(tables)
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in _COLUMNS}
+    counts = columns["status"] != "missing"
+    return {name: values[counts] for name, values in columns.items()}
 
 
 def _grid(ledger: Place, facts: dict[str, Any]) -> BlockGrid:

@@ -18,14 +18,23 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import from_url
 
 from tessera.storage.files import write_atomically
 from tessera.storage.locations import Place, Url
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
 
 # What decides how a store is reached. Those of one node alone (instance roles, token files) are not in it.
 ACCESS_VARIABLES = (
@@ -79,6 +88,8 @@ def told(place: object) -> Iterator[None]:
         ) from None
     except AlreadyExistsError:
         raise FileExistsError(f"{place} is already there.") from None
+    except PreconditionError:
+        raise FileExistsError(f"{place} was replaced by another one.") from None
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{place} is not there ({_line(error)}).") from None
     except BaseError as error:
@@ -115,14 +126,25 @@ def write_bytes(place: Place, data: bytes) -> None:
     _put(place, data, "overwrite")
 
 
-def create_bytes(place: Url, data: bytes) -> None:
-    """Create an object where there is none; of two that try at once, one succeeds.
+def create_bytes(place: Url, data: bytes) -> str:
+    """Create an object where there is none; of two that try at once, one succeeds. Returns its ETag.
 
     Raises:
       FileExistsError: there is one.
       OSError: the store refuses.
     """
-    _put(place, data, "create")
+    return _put(place, data, "create")
+
+
+def replace_bytes(place: Url, data: bytes, tag: str) -> str:
+    """Replace the object that has this ETag; returns the new one's.
+
+    Raises:
+      FileExistsError: another one is there.
+      FileNotFoundError: none is there.
+      OSError: the store refuses.
+    """
+    return _put(place, data, {"e_tag": tag})
 
 
 def write_new(place: Place, data: bytes) -> None:
@@ -139,11 +161,13 @@ def write_new(place: Place, data: bytes) -> None:
     create_bytes(place, data)
 
 
-def _put(place: Url, data: bytes, mode: Literal["create", "overwrite"]) -> None:
+def _put(place: Url, data: bytes, mode: Literal["create", "overwrite"] | UpdateVersion) -> str:
     if not place.writable:
         raise PermissionError(f"{place}: web servers are read only. Write to a local folder, s3:// or gs://.")
     with told(place):
-        obstore.put(backing_store(place.parent), place.name, data, mode=mode)
+        # A condition holds for a request: an upload of many of them would pass it by.
+        many = None if mode == "overwrite" else False
+        return str(obstore.put(backing_store(place.parent), place.name, data, mode=mode, use_multipart=many)["e_tag"])
 
 
 def is_file(place: Place) -> bool:

@@ -27,8 +27,11 @@ from tessera.metrics.seams import REACH, AxisPlanes, BlockSeams, block_seams
 from tessera.settings.audit import AuditSettings
 from tessera.settings.common import RunnerSettings
 from tessera.settings.places import home, input_path
-from tessera.storage.ledger import has_job, read_job, read_rows, remove_stage
+from tessera.storage.lease import Lease
+from tessera.storage.ledger import read_rows
+from tessera.storage.ledger_job import has_job, read_job
 from tessera.storage.locations import Place
+from tessera.storage.removal import remove_stage
 from tessera.storage.validity import ReadValid, valid_reader
 from tessera.storage.volumes import Volume, is_ours, open_volume, update_attributes
 from tessera.tracking.runs import Tracker, check_tracking, has_run, tracking_uri
@@ -124,7 +127,7 @@ def _check_prediction(volume: Volume) -> None:
         )
 
 
-def audit_output(output: Place, runner: RunnerSettings, run: Tracker | None) -> SeamAudit:
+def audit_output(output: Place, runner: RunnerSettings, run: Tracker | None, lease: Lease | None = None) -> SeamAudit:
     """Audit a finished prediction, and keep the finding with it and with its run.
 
     Raises:
@@ -136,7 +139,7 @@ def audit_output(output: Place, runner: RunnerSettings, run: Tracker | None) -> 
     volume = open_volume(output)
     plan = plan_audit(volume)
     tiles = read_tiles(output, len(plan.grid))
-    _run_blocks(plan, tiles, volume, runner)
+    _run_blocks(plan, tiles, volume, runner, lease)
     found = finish(partial(_rows, output), plan.grid.block[0])
     if tiles.silent:
         _log.warning(
@@ -196,7 +199,9 @@ def read_tiles(output: Place, blocks: int) -> TileLayouts:
     return TileLayouts(list(numbers), of_block, digest.hexdigest())
 
 
-def _run_blocks(plan: AuditPlan, tiles: TileLayouts, volume: Volume, runner: RunnerSettings) -> None:
+def _run_blocks(
+    plan: AuditPlan, tiles: TileLayouts, volume: Volume, runner: RunnerSettings, lease: Lease | None
+) -> None:
     job = OutputPlan(
         plan.output,
         made_by="audit",
@@ -211,9 +216,15 @@ def _run_blocks(plan: AuditPlan, tiles: TileLayouts, volume: Volume, runner: Run
     if has_job(plan.output, stage=STAGE) and read_job(plan.output, stage=STAGE)["key"] != job.key:
         remove_stage(plan.output, STAGE)  # blocks were predicted since
     small = int(np.prod(plan.grid.shape)) <= _SMALL_VOXELS
-    own = RunnerSettings(engine="serial" if small else runner.engine, workers=runner.workers, attempts=runner.attempts)
+    engine = "serial" if small else runner.engine
+    own = RunnerSettings(engine=engine, workers=runner.workers, attempts=runner.attempts, retry_failed=True)
     run_block_job(
-        job, partial(make_worker, plan), own, stage=STAGE, item=lambda index: (plan.grid.box(index), tiles[index])
+        job,
+        partial(make_worker, plan),
+        own,
+        stage=STAGE,
+        item=lambda index: (plan.grid.box(index), tiles[index]),
+        lease=lease,
     )
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -22,15 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.engine.serial import run_serially
-from tessera.engine.tasks import Events, MakeWorker, OnResult, Outcome, RetryPolicy, Setback, Squeeze, Task
+from tessera.engine.tasks import Events, MakeWorker, OnResult, Outcome, Process, RetryPolicy, Setback, Squeeze, Task
 from tessera.geometry.blocks import BlockGrid
 from tessera.settings.common import RunnerSettings
+from tessera.storage.lease import Lease
 from tessera.storage.ledger import Ledger, LedgerRow
 from tessera.storage.locations import Place
+from tessera.storage.volumes import Volume, open_volume, update_attributes
 from tessera.workflows.access import with_access
 from tessera.workflows.live import Tell, shown
 from tessera.workflows.meter import Meter
 from tessera.workflows.outputs import OutputPlan
+from tessera.workflows.recheck import recheck
 
 _log = logging.getLogger(__name__)
 _SETBACKS_TOLD = 8
@@ -47,13 +51,15 @@ class BlockReport:
     Attributes:
       blocks: of the whole output.
       done_before: found in the ledger.
-      failed: error by block index.
+      failed_before: found in the ledger, and not tried again.
+      failed: error by block index, those of earlier runs included.
       seconds: wall time.
       voxels: computed in this run.
     """
 
     blocks: int
     done_before: int
+    failed_before: int
     failed: Mapping[int, str]
     seconds: float
     voxels: int
@@ -86,6 +92,8 @@ def run_block_job(
     tell: Tell | None = None,
     settled: Callable[[int], dict[str, Any] | None] | None = None,
     lane: Callable[[int], int] | None = None,
+    lease: Lease | None = None,
+    make_checker: MakeWorker | None = None,
 ) -> BlockReport:
     """Compute every block that the output's ledger does not record as done.
 
@@ -100,16 +108,22 @@ def run_block_job(
       settled: gives the row of a block that needs no worker, or None.
       lane: a number that blocks have in common which one worker should do one after the other, such blocks following
         each other in the grid; workers are handed (index, box, the missing blocks of the lane).
+      lease: the output's, where the caller holds it.
+      make_checker: gives the function that sums a block as it is stored, see `recheck`; by default the output's voxels.
 
     Raises:
       BlocksFailedError: some blocks were given up, after the rest was done; they are listed.
       ValueError: the output belongs to another job.
     """
     start, voxels, grid, name = time.perf_counter(), 0, output.grid, output.path.name
-    with Ledger.open(output.path, output.key, output.facts, stage=stage) as ledger:
-        done = ledger.done()
-        missing = (i for i in range(len(grid)) if i not in done)
-        meter = Meter(f"{name} ({stage})" if stage else name, len(grid), len(done))
+    with _opened_ledger(output, stage, runner, lease) as ledger:
+        if runner.recheck:
+            _recheck(ledger, output, stage, runner, make_checker)
+        before, gave_up = len(ledger.done()), 0 if runner.retry_failed else len(ledger.failed())
+        missing = ledger.to_do(len(grid), failed_too=runner.retry_failed)
+        if gave_up:
+            _log.warning("%s: %d blocks stay failed; `--retry_failed true` tries them again", name, gave_up)
+        meter = Meter(f"{name} ({stage})" if stage else name, len(grid), before + gave_up)
 
         def on_result(outcome: Outcome) -> None:
             nonlocal voxels
@@ -128,11 +142,11 @@ def run_block_job(
                     on_result(Outcome(i, 1, row))
 
         tasks = _in_lanes(grid, unsettled(), lane) if lane else _apart(grid, unsettled(), item)
-        if len(done) < len(grid):
+        if before + gave_up < len(grid):
             with shown(meter, tell):
-                _run(make_worker, tasks, runner, on_result, _events(meter), squeeze)
+                _run(make_worker, tasks, runner, on_result, _events(meter, ledger), squeeze)
         failed = ledger.failed()
-    report = BlockReport(len(grid), len(done), failed, time.perf_counter() - start, voxels)
+    report = BlockReport(len(grid), before, gave_up, failed, time.perf_counter() - start, voxels)
     _log.info("%s: %d blocks, %d were done before", name, report.blocks, report.done_before)
     if failed:
         raise BlocksFailedError(_failure_text(output.path, grid, failed))
@@ -184,8 +198,11 @@ def _run(
         run_blocks(with_access(make_worker), tasks, pool, policy, on_result, events=events, squeeze=squeeze)
 
 
-def _events(meter: Meter) -> Events:
-    """Count what happens between blocks, and log setbacks: the first ones, then ever more rarely."""
+def _events(meter: Meter, ledger: Ledger) -> Events:
+    """Count what happens between blocks, and log setbacks: the first ones, then ever more rarely.
+
+    A driver that was replaced stops within a second, however long its blocks take.
+    """
     count = 0
 
     def on_setback(setback: Setback) -> None:
@@ -195,7 +212,7 @@ def _events(meter: Meter) -> Events:
         if count <= _SETBACKS_TOLD or count & (count - 1) == 0:  # a power of two: of a million, twenty are logged
             _log.warning("block %d is tried again after: %s (setback %d)", setback.index, setback.error, count)
 
-    return Events(on_ready=meter.ready, on_setback=on_setback)
+    return Events(on_ready=meter.ready, on_setback=on_setback, on_wait=ledger.check_driver)
 
 
 def _row(outcome: Outcome) -> LedgerRow:
@@ -209,6 +226,37 @@ def _row(outcome: Outcome) -> LedgerRow:
     return LedgerRow(outcome.index, "done", outcome.attempt, finished_at=now, **values)
 
 
+def _recheck(
+    ledger: Ledger, output: OutputPlan, stage: str | None, runner: RunnerSettings, make_checker: MakeWorker | None
+) -> None:
+    found = recheck(
+        ledger,
+        output.grid,
+        output.path.name,
+        make_checker or partial(_make_checker, output.path),
+        lambda make_worker, tasks, on_result: _run(
+            make_worker, tasks, runner, on_result, Events(on_wait=ledger.check_driver), None
+        ),
+    )
+    if found and stage is None:  # its readers would take what is being done again for whole
+        update_attributes(output.path, complete=False)
+
+
+def _make_checker(output: Place) -> Process:
+    return make_checker_of(open_volume(output))
+
+
+def make_checker_of(volume: Volume) -> Process:
+    """What sums blocks of a volume as they are stored: takes (index, box)."""
+    return lambda item: {"checksum": checksum(volume.read(item[1]))}
+
+
+def _opened_ledger(output: OutputPlan, stage: str | None, runner: RunnerSettings, lease: Lease | None) -> Ledger:
+    return Ledger.open(
+        output.path, output.key, output.facts, stage=stage, lease=lease, lease_expiry_s=runner.lease_expiry_s
+    )
+
+
 def _failure_text(output: Place, grid: BlockGrid, failed: Mapping[int, str]) -> str:
     listed = [f"  block {i} {grid.box(i)}: {error}" for i, error in sorted(failed.items())[:20]]
     more = [f"  and {len(failed) - 20} more"] if len(failed) > 20 else []
@@ -217,7 +265,7 @@ def _failure_text(output: Place, grid: BlockGrid, failed: Mapping[int, str]) -> 
             f"{len(failed)} of {len(grid)} blocks of {output} failed; the others are done and recorded:",
             *listed,
             *more,
-            "Mend the cause and run the same command again: only these blocks will run.",
+            "Mend the cause and run the same command with `--retry_failed true`: only these blocks will run.",
         ]
     )
 

@@ -31,7 +31,8 @@ from tessera.storage.page_windows import opened
 from tessera.storage.stacks import SliceStack, open_stack
 from tessera.storage.volumes import Volume, open_volume, update_attributes
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
-from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_output
+from tessera.workflows.outputs import OutputPlan, claimed_output, digest_of, plan_output
+from tessera.workflows.preflight import log_forecast
 from tessera.workflows.row_reader import RowReader
 from tessera.workflows.shard_rows import RowPlan, plan_rows, row_shard
 
@@ -49,17 +50,18 @@ def ingest(settings: IngestSettings) -> Place:
     output = plan_volume(settings, stack)
     itemsize = stack.dtype.itemsize
     rows = plan_rows(output.grid, itemsize, stack.segment, stack.pixel_bytes, settings.memory_gib)
-    with session(settings):
-        claim_output(output, overwrite=settings.overwrite)
+    log_forecast(output)
+    with session(settings), claimed_output(output, settings) as lease:
         _log.info("%s: %s %s in %d shards", output.path, _by(output.shape), output.dtype, len(output.grid))
         _tell_rows(rows)
         make_worker = partial(_make_worker, stack, output, rows, serial=settings.engine == "serial")
-        run_block_job(output, make_worker, settings, lane=partial(rows.lane, output.grid), squeeze=_alone)
-    # A label section of one value may be meant; a blank image never is.
-    blank = _blank_sections(output.path, output.grid) if settings.kind == "image" else []
-    invalid = sorted({*stack.missing, *blank})
-    _tell_invalid(stack, invalid)
-    update_attributes(output.path, complete=True, invalid_sections=invalid)
+        lane = partial(rows.lane, output.grid)
+        run_block_job(output, make_worker, settings, lane=lane, squeeze=_alone, lease=lease)
+        # A label section of one value may be meant; a blank image never is.
+        blank = _blank_sections(output.path, output.grid) if settings.kind == "image" else []
+        invalid = sorted({*stack.missing, *blank})
+        _tell_invalid(stack, invalid)
+        update_attributes(output.path, complete=True, invalid_sections=invalid)
     return output.path
 
 

@@ -23,10 +23,12 @@ from tessera.geometry.blocks import BlockGrid, check_alignment
 from tessera.settings.common import OutputSettings, TrackedOutputSettings
 from tessera.settings.places import home, output_path
 from tessera.storage.layouts import Layout, legal_layout
-from tessera.storage.ledger import Ledger, has_job, ledger_path, remove_output
+from tessera.storage.lease import Lease
+from tessera.storage.ledger_job import begin_or_resume, has_job, ledger_path
 from tessera.storage.locations import Place
 from tessera.storage.objects import exists
 from tessera.storage.ome import OmeZarr
+from tessera.storage.removal import check_removable, remove_output
 from tessera.storage.stores import describe
 from tessera.storage.validity import add_validity
 from tessera.storage.volumes import Volume, create_volume, is_ours, open_volume, update_attributes
@@ -76,6 +78,11 @@ class OutputPlan:
     def grid(self) -> BlockGrid:
         """Its tasks."""
         return BlockGrid(self.shape, self.block)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a voxel."""
+        return np.dtype(self.dtype).itemsize
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -153,24 +160,32 @@ def digest_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def claim_output(plan: OutputPlan, *, overwrite: bool = False, stage: str | None = None) -> None:
-    """Create the output, or make sure that it is this job's, before anything of it is changed.
+@contextmanager
+def claimed_output(plan: OutputPlan, settings: OutputSettings) -> Iterator[Lease]:
+    """Be the one driver of an output inside the block; it is created, or made sure of that it is this job's.
+
+    Where `overwrite` is set, what was there is deleted under the same lease: of two who do so at once, one is refused.
 
     Raises:
       FileExistsError: something else is there, or it is finished and no ledger tells by which job.
+      OutputInUseError: another driver works on it.
       ValueError: it is another job's.
     """
-    if overwrite:
-        remove_output(plan.path)
-    volume = create_output(plan)
-    if plan.validity:
-        add_validity(volume)
-    if not has_job(plan.path, stage=stage) and open_volume(plan.path).attributes.get("complete"):
-        raise FileExistsError(
-            f"{plan.path} is a finished volume without its ledger ({ledger_path(plan.path)}): whether this job made it "
-            "cannot be told, and it would be overwritten. Give another output, or say `--overwrite true`."
-        )
-    Ledger.open(plan.path, plan.key, plan.facts, stage=stage).close()
+    if settings.overwrite:
+        check_removable(plan.path)  # before the lease makes a folder of its own
+    with Lease.take(ledger_path(plan.path), settings.lease_expiry_s) as lease:
+        if settings.overwrite:
+            remove_output(plan.path, lease)
+        volume = create_output(plan)
+        if plan.validity:
+            add_validity(volume)
+        if not has_job(plan.path) and volume.attributes.get("complete"):
+            raise FileExistsError(
+                f"{plan.path} is a finished volume without its ledger ({ledger_path(plan.path)}): whether this job "
+                "made it cannot be told, and it would be overwritten. Give another output, or say `--overwrite true`."
+            )
+        begin_or_resume(plan.path, None, plan.key, plan.facts)
+        yield lease
 
 
 def create_output(plan: OutputPlan) -> Volume:

@@ -9,79 +9,39 @@ holds 0 and is marked in the output.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tessera.engine.tasks import Process
-from tessera.geometry.arithmetic import Arithmetic
 from tessera.geometry.boxes import Box
-from tessera.geometry.tiles import tile_planes
 from tessera.images.levels import LevelTable
-from tessera.images.quantise import StoredDtype, encode, polarity_of
+from tessera.images.quantise import polarity_of
 from tessera.images.symmetries import SymmetryCount, check_square
 from tessera.model.bundle import check_fit
-from tessera.model.flat import remembering_flat
-from tessera.model.memory import TileMemory, halved
-from tessera.model.predictor import load_predictor, predict_box
 from tessera.model.weights_file import check_weights
 from tessera.settings.places import home
 from tessera.settings.predict import PredictSettings
 from tessera.storage.identity import identity
+from tessera.storage.lease import Lease
 from tessera.storage.locations import Place
-from tessera.storage.volumes import Volume, open_volume, update_attributes
+from tessera.storage.volumes import Volume, update_attributes
 from tessera.tracking.runs import Tracker, check_tracking, tracking_uri
 from tessera.workflows.audit import audit_output
-from tessera.workflows.block_jobs import BlockReport, Stopwatch, checksum, run_block_job, session
+from tessera.workflows.block_jobs import BlockReport, run_block_job, session
 from tessera.workflows.levels import attribute_of, volume_levels
 from tessera.workflows.models import FoundModel, find_model
-from tessera.workflows.outputs import OutputPlan, claim_output, digest_of, plan_output, tracked_output
+from tessera.workflows.outputs import OutputPlan, claimed_output, digest_of, plan_output, tracked_output
 from tessera.workflows.plain import plain
-from tessera.workflows.raw import RawSource, Read, find_raw, region_of
+from tessera.workflows.predict_blocks import PredictPlan, make_block_worker, squeezed
+from tessera.workflows.preflight import log_forecast
+from tessera.workflows.raw import Read, find_raw, region_of
 from tessera.workflows.reporting import JobReports, reporting
-from tessera.workflows.turn import NetworkTurn
-from tessera.workflows.validity import BlockOutput, Validity, plan_validity, skipped_row, skipping
+from tessera.workflows.validity import Validity, plan_validity, skipping
 from tessera.workflows.worker_plan import planned, share_of_node
 
 _log = logging.getLogger(__name__)
 
 KIND = "membrane probability"
-
-
-@dataclass(frozen=True)
-class PredictPlan:
-    """A checked prediction: everything a worker needs, as plain values.
-
-    Attributes:
-      raw: the raw volume, and how it is read.
-      output: the probability volume's place.
-      bundle: the model's folder.
-      roi: the region predicted, in the raw volume's voxels; the output's voxel 0 is its start.
-      tile: most useful voxels per pass.
-      symmetries: how many to average over.
-      missing: sections that hold nothing, in the raw volume's numbering.
-      validity: what of the region is predicted.
-      skip: whether blocks and tiles without a valid voxel are gone over, and flat ones remembered.
-      levels: grey levels of the sections that are read, in the same numbering, where the model's rule needs them.
-      dtype: in which probability is stored.
-    """
-
-    raw: RawSource
-    output: Place
-    bundle: Path
-    roi: Box
-    tile: tuple[int, int, int]
-    symmetries: SymmetryCount
-    missing: frozenset[int]
-    validity: Validity
-    skip: bool
-    levels: LevelTable | None
-    dtype: StoredDtype = "uint8"
 
 
 def predict(settings: PredictSettings) -> Place:
@@ -95,19 +55,36 @@ def predict(settings: PredictSettings) -> Place:
     check_tracking(tracking_uri(settings.tracking.uri, home()))
     model = find_model(settings.model, settings.tracking.uri)
     plan, output = plan_prediction(settings, model)
+    log_forecast(output)
+    tags = {"tessera.model": model.name}
     with session(settings):
         plan = fitted(plan, settings, model, output)
-        claim_output(output, overwrite=settings.overwrite)
-        tags = {"tessera.model": model.name}
-        with tracked_output(output, settings, tags) as run, reporting(run, output.path) as reports:
+        with (
+            claimed_output(output, settings) as lease,
+            tracked_output(output, settings, tags) as run,
+            reporting(run, output.path) as reports,
+        ):
             _tell_origins(run, output, model)
-            make_worker, tell = partial(make_block_worker, plan), reports.over_time()
-            settled = skipping(plan.validity, output.grid, output.dtype) if plan.skip else None
-            report = run_block_job(output, make_worker, settings, squeeze=squeezed, tell=tell, settled=settled)
+            report = _run_blocks(plan, output, settings, reports, lease)
             _record(reports, plan, report)
             if settings.audit:
-                audit_output(output.path, settings, run)
+                audit_output(output.path, settings, run, lease)
     return output.path
+
+
+def _run_blocks(
+    plan: PredictPlan, output: OutputPlan, settings: PredictSettings, reports: JobReports, lease: Lease
+) -> BlockReport:
+    settled = skipping(plan.validity, output.grid, output.dtype) if plan.skip else None
+    return run_block_job(
+        output,
+        partial(make_block_worker, plan),
+        settings,
+        squeeze=squeezed,
+        tell=reports.over_time(),
+        settled=settled,
+        lease=lease,
+    )
 
 
 def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[PredictPlan, OutputPlan]:
@@ -280,98 +257,6 @@ def _attributes(
         "settings": plain(settings),
         **({} if levels is None else {"section_levels": attribute_of(levels)}),
     }
-
-
-def make_block_worker(plan: PredictPlan) -> Process:
-    """In a worker: load the model and open the volumes once; returns the function that does one block."""
-    predict_tiles, contract = load_predictor(plan.bundle, plan.symmetries)
-    if plan.skip:
-        predict_tiles = remembering_flat(predict_tiles)
-    volume, output = plan.raw.open(), open_volume(plan.output, writable=True)
-    read = plan.raw.reader(volume)
-    turn = NetworkTurn()
-    predict_in_turn = turn.taken_by(predict_tiles)
-
-    memory = TileMemory(plan.tile, [axis.period for axis in contract.network.arithmetic.axes])
-
-    def probability_of(core: Box, wanted: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-        return memory.fit(
-            lambda tile: predict_box(
-                predict_in_turn, read, volume.shape, core, tile, contract, plan.levels, plan.missing, wanted
-            )
-        )
-
-    process = partial(process_block, plan, BlockOutput.open(output, plan.validity), turn.ended_after(probability_of))
-    return partial(in_memory, memory, with_tiles(process, plan, contract.network.arithmetic, memory))
-
-
-def with_tiles(process: Process, plan: PredictPlan, arithmetic: Arithmetic, memory: TileMemory) -> Process:
-    """A process whose rows say where tiles met inside the block, counted from its first voxel: what an audit asks."""
-
-    def process_and_tell(item: tuple[int, Box]) -> dict[str, Any]:
-        row, core = process(item), item[1].shifted(plan.roi.start)
-        met = tile_planes(core, halved(plan.tile, arithmetic.period, memory.halvings), arithmetic)
-        tiles = [[plane - first for plane in own] for own, first in zip(met, core.start, strict=True)]
-        return {**row, "detail": {**row.get("detail", {}), "tiles": tiles}}
-
-    return process_and_tell
-
-
-def squeezed(item: tuple[int, Box], halvings: int) -> tuple[int, Box, int]:
-    """An item whose tiles are halved so often, because a worker ran out of memory."""
-    return (*item[:2], halvings)
-
-
-def in_memory(memory: TileMemory, process: Process, item: tuple[int, Box] | tuple[int, Box, int]) -> dict[str, Any]:
-    """Process an item with tiles as small as it or earlier ones need; how small is told in its row."""
-    index, box, *halvings = item
-    memory.halve_to(*halvings or (0,))
-    row = process((index, box))
-    if not memory.halvings:
-        return row
-    return {**row, "detail": {**row.get("detail", {}), "tile_halvings": memory.halvings}}
-
-
-def process_block(
-    plan: PredictPlan,
-    output: BlockOutput,
-    probability_of: Callable[[Box, NDArray[np.bool_] | None], NDArray[np.float32]],
-    item: tuple[int, Box],
-) -> dict[str, Any]:
-    """Predict one block and write it; returns the ledger's row.
-
-    Args:
-      plan: the checked prediction.
-      output: the probability volume, and its validity.
-      probability_of: float32 probability of a box in the raw volume's voxels, where it is wanted.
-      item: the block's index, and its box in the output's voxels.
-    """
-    _, box = item
-    watch = Stopwatch()
-    core = box.shifted(plan.roi.start)
-    valid = output.valid_of(core)
-    if plan.skip and not valid.any():
-        return skipped_row(box.size * output.volume.dtype.itemsize)
-    probability = probability_of(core, valid if plan.skip else None)
-    row = watch.lap("compute")
-    voxels = encoded_where(valid, probability, plan.dtype)
-    output.write(box, voxels, valid)
-    return {**row, **watch.lap("write"), "bytes": voxels.nbytes, "checksum": checksum(voxels)}
-
-
-def encoded_where(valid: NDArray[np.bool_], probability: NDArray[np.float32], dtype: StoredDtype) -> NDArray[Any]:
-    """Probability as it is stored: 0 where it is not valid.
-
-    Args:
-      valid: bool, (z, y, x).
-      probability: of the same shape; what it holds elsewhere does not matter.
-      dtype: in which it is stored.
-    """
-    voxels = np.zeros(valid.shape, dtype)
-    # Section by section: most of a sparse block is never touched, and temporary copies stay small.
-    for z in np.flatnonzero(valid.any(axis=(1, 2))):
-        voxels[z] = encode(np.where(valid[z], probability[z], np.float32(0)), dtype)
-    return voxels
 
 
 def _tell_origins(run: Tracker, output: OutputPlan, model: FoundModel) -> None:

@@ -25,7 +25,8 @@ from tessera.settings.places import input_path
 from tessera.settings.pyramid import PyramidSettings
 from tessera.storage.identity import identity
 from tessera.storage.layouts import legal_layout
-from tessera.storage.ledger import remove_stage
+from tessera.storage.lease import Lease
+from tessera.storage.ledger_job import ledger_path
 from tessera.storage.locations import Place
 from tessera.storage.pyramids import (
     PyramidLevel,
@@ -37,8 +38,9 @@ from tessera.storage.pyramids import (
     plan_levels,
     remove_levels,
 )
+from tessera.storage.removal import remove_stage
 from tessera.storage.volumes import Volume, is_ours, open_volume
-from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
+from tessera.workflows.block_jobs import Stopwatch, checksum, make_checker_of, run_block_job, session
 from tessera.workflows.outputs import OutputPlan, open_finished
 
 _log = logging.getLogger(__name__)
@@ -80,15 +82,15 @@ def pyramid(settings: PyramidSettings) -> Place:
             "predict and segment write."
         )
     planned = plan_levels(volume, settings.levels)
-    if settings.overwrite:
-        remove_levels(volume)
     rule: Rule = "mean" if volume.attributes.get("kind") in _AVERAGED else "mode"
-    with session(settings):
+    with session(settings), Lease.take(ledger_path(volume.place), settings.lease_expiry_s) as lease:
+        if settings.overwrite:
+            remove_levels(volume)
         for finer, level in zip((None, *planned), planned, strict=False):
             if settings.overwrite:
                 remove_stage(volume.place, _stage(level))
-            _make_level(settings, volume, PyramidPlan(volume.place, finer, level, rule))
-    finish_levels(volume, planned)
+            _make_level(settings, volume, PyramidPlan(volume.place, finer, level, rule), lease)
+        finish_levels(volume, planned)
     _log.info("%s: %d levels below the finest", volume.url, len(planned))
     return volume.place
 
@@ -97,9 +99,11 @@ def _stage(level: PyramidLevel) -> str:
     return f"level_{level.number}"
 
 
-def _make_level(settings: PyramidSettings, volume: Volume, plan: PyramidPlan) -> None:
+def _make_level(settings: PyramidSettings, volume: Volume, plan: PyramidPlan, lease: Lease) -> None:
     create_level(volume, plan.level)
-    run_block_job(level_job(volume, plan), partial(_make_worker, plan), settings, stage=_stage(plan.level))
+    job, stage = level_job(volume, plan), _stage(plan.level)
+    check = partial(_make_checker, plan)
+    run_block_job(job, partial(_make_worker, plan), settings, stage=stage, lease=lease, make_checker=check)
 
 
 def level_job(volume: Volume, plan: PyramidPlan) -> OutputPlan:
@@ -124,6 +128,10 @@ def _make_worker(plan: PyramidPlan) -> Process:
     finest = open_volume(plan.volume)
     finer = finest if plan.finer is None else open_level(finest, plan.finer)
     return partial(process_block, plan, finer, open_level(finest, plan.level, writable=True))
+
+
+def _make_checker(plan: PyramidPlan) -> Process:
+    return make_checker_of(open_level(open_volume(plan.volume), plan.level))
 
 
 def process_block(plan: PyramidPlan, finer: Volume, coarser: Volume, item: tuple[int, Box]) -> dict[str, Any]:

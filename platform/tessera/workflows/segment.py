@@ -11,7 +11,7 @@ ledgers, and a kill loses nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,15 +30,17 @@ from tessera.settings.places import home, input_path
 from tessera.settings.segment import SegmentSettings
 from tessera.storage.arrays import load_arrays, save_arrays
 from tessera.storage.identity import identity
+from tessera.storage.lease import Lease
 from tessera.storage.ledger import ledger_path, read_rows
 from tessera.storage.locations import Place
 from tessera.storage.validity import ReadValid, valid_reader
 from tessera.storage.volumes import Volume, open_volume, update_attributes
 from tessera.tracking.runs import check_tracking, tracking_uri
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
-from tessera.workflows.outputs import OutputPlan, claim_output, open_finished, plan_output, tracked_output
+from tessera.workflows.outputs import OutputPlan, claimed_output, digest_of, open_finished, plan_output, tracked_output
 from tessera.workflows.plain import plain
 from tessera.workflows.predict import KIND as PROBABILITY
+from tessera.workflows.preflight import log_forecast
 from tessera.workflows.reporting import JobReports, reporting
 
 _log = logging.getLogger(__name__)
@@ -73,20 +75,32 @@ def segment(settings: SegmentSettings) -> Place:
     check_tracking(tracking_uri(settings.tracking.uri, home()))
     volume = open_finished(input_path(settings.volume, anonymous=settings.storage.anonymous))
     plan, output = plan_segmentation(settings, volume)
-    with session(settings):
-        claim_output(output, overwrite=settings.overwrite)
-        with tracked_output(output, settings, {}) as run, reporting(run, output.path) as reports:
-            if volume.attributes.get("run_id"):
-                run.link("predicted_by", volume.attributes["run_id"])
-            cells = _run_passes(settings, plan, output, reports)
+    log_forecast(output)
+    with (
+        session(settings),
+        claimed_output(output, settings) as lease,
+        tracked_output(output, settings, {}) as run,
+        reporting(run, output.path) as reports,
+    ):
+        if volume.attributes.get("run_id"):
+            run.link("predicted_by", volume.attributes["run_id"])
+        cells = _run_passes(settings, plan, output, reports, lease)
     _log.info("%s: %d cells", output.path, cells)
     return output.path
 
 
-def _run_passes(settings: SegmentSettings, plan: SegmentPlan, output: OutputPlan, reports: JobReports) -> int:
+def _run_passes(
+    settings: SegmentSettings, plan: SegmentPlan, output: OutputPlan, reports: JobReports, lease: Lease
+) -> int:
     """Both passes and the numbering between them; returns the number of cells."""
     faces = run_block_job(
-        output, partial(_make_face_worker, plan), settings, stage=FACES, tell=reports.over_time(FACES)
+        output,
+        partial(_make_face_worker, plan),
+        settings,
+        stage=FACES,
+        tell=reports.over_time(FACES),
+        lease=lease,
+        make_checker=partial(_make_face_checker, plan),
     )
     grid = output.grid
     numbering = number_cells(plan, grid)
@@ -96,6 +110,7 @@ def _run_passes(settings: SegmentSettings, plan: SegmentPlan, output: OutputPlan
         settings,
         item=lambda index: (grid.box(index), numbering.lookup(index)),
         tell=reports.over_time(),
+        lease=lease,
     )
     update_attributes(output.path, complete=True, cells=numbering.total)
     if labels.computed:
@@ -165,10 +180,19 @@ def _make_face_worker(plan: SegmentPlan) -> Process:
         watch = Stopwatch()
         labels, count = cells_of(plan, volume, valid_of, box)
         row = watch.lap("compute")
-        save_arrays(_faces_path(plan.output, index), faces_of(labels, plan.connectivity).to_arrays())
-        return {**row, **watch.lap("write"), "detail": {"labels": count}}
+        faces = faces_of(labels, plan.connectivity).to_arrays()
+        save_arrays(_faces_path(plan.output, index), faces)
+        return {**row, **watch.lap("write"), "checksum": _sum_of(faces), "detail": {"labels": count}}
 
     return process
+
+
+def _make_face_checker(plan: SegmentPlan) -> Process:
+    return lambda item: {"checksum": _sum_of(load_arrays(_faces_path(plan.output, item[0])))}
+
+
+def _sum_of(faces: Mapping[str, NDArray[Any]]) -> str:
+    return digest_of({name: checksum(array) for name, array in faces.items()})[:16]
 
 
 def _make_label_worker(plan: SegmentPlan) -> Process:

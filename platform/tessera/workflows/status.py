@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from tessera.geometry.boxes import Box
 from tessera.settings.places import input_path
 from tessera.settings.status import StatusSettings
+from tessera.storage.lease import sight
+from tessera.storage.ledger_job import ledger_path
 from tessera.storage.ledger_states import BlockStates, read_states, stages_of
 from tessera.storage.locations import Place
+from tessera.storage.volumes import open_volume
 
 WINDOW_S = 600.0
 _LISTED = 20
@@ -22,7 +24,7 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class FailedBlock:
-    """A block that was given up; the same command tries it again.
+    """A block that was given up; `--retry_failed true` tries it again.
 
     Attributes:
       block: linear index.
@@ -69,15 +71,66 @@ class PassStatus:
         return self.blocks - self.done - len(self.failed)
 
 
-def status(settings: StatusSettings) -> dict[Place, list[PassStatus]]:
-    """Read the ledger of each pass; the output's place is the one key.
+@dataclass(frozen=True)
+class DriverStatus:
+    """Who drives an output.
+
+    Attributes:
+      host: its machine; None where its lease cannot be read.
+      pid: its process there.
+      seconds_silent: since its last sign of life.
+      alive: whether it must be assumed to work on; one that is not has left its lease behind.
+    """
+
+    host: str | None
+    pid: int | None
+    seconds_silent: float
+    alive: bool
+
+
+@dataclass(frozen=True)
+class OutputStatus:
+    """What is known of an output.
+
+    Attributes:
+      output: its place.
+      finished: whether it is whole: all passes are done, and what follows them.
+      driver: who works on it; None where nobody does.
+      passes: in their order.
+    """
+
+    output: Place
+    finished: bool
+    driver: DriverStatus | None
+    passes: tuple[PassStatus, ...]
+
+
+def status(settings: StatusSettings) -> OutputStatus:
+    """Read the ledger of each pass, its lease, and whether the output is finished.
 
     Raises:
       FileNotFoundError: there is no such output, or no ledger beside it.
       ValueError: a ledger is corrupt.
     """
     output = input_path(settings.output, anonymous=settings.storage.anonymous)
-    return {output: [pass_status(stage, read_states(output, stage)) for stage in stages_of(output)]}
+    passes = tuple(pass_status(stage, read_states(output, stage)) for stage in stages_of(output))
+    return OutputStatus(output, _finished(output), _driver(output), passes)
+
+
+def _finished(output: Place) -> bool:
+    try:
+        return open_volume(output).attributes.get("complete") is True
+    except FileNotFoundError:  # its ledger alone is left
+        return False
+
+
+def _driver(output: Place) -> DriverStatus | None:
+    seen = sight(ledger_path(output))
+    if seen is None:
+        return None
+    holder = seen.holder
+    host, pid = (holder.host, holder.pid) if holder else (None, None)
+    return DriverStatus(host, pid, max(0.0, seen.age_s), seen.is_held)
 
 
 def pass_status(stage: str | None, states: BlockStates) -> PassStatus:
@@ -125,23 +178,39 @@ def _bounds(box: Box) -> tuple[tuple[int, int], ...]:
     return tuple(zip(box.start, box.stop, strict=True))
 
 
-def as_json(found: Mapping[Place, list[PassStatus]]) -> str:
-    """For a program: a JSON object with the output and its passes."""
-    ((output, passes),) = found.items()
-    told = {"output": str(output), "passes": [asdict(one) | {"left": one.left} for one in passes]}
+def as_json(found: OutputStatus) -> str:
+    """For a program: a JSON object with the output, whether it is finished, its driver and its passes."""
+    told = {
+        "output": str(found.output),
+        "finished": found.finished,
+        "driver": found.driver and asdict(found.driver),
+        "passes": [asdict(one) | {"left": one.left} for one in found.passes],
+    }
     return json.dumps(told, indent=2)
 
 
-def as_text(found: Mapping[Place, list[PassStatus]], now: float | None = None) -> str:
+def as_text(found: OutputStatus, now: float | None = None) -> str:
     """For a person.
 
     Args:
       found: what `status` returned.
       now: seconds since 1970; the present by default.
     """
-    ((output, passes),) = found.items()
     moment = time.time() if now is None else now
-    return "\n".join([str(output), *(line for one in passes for line in _lines(one, moment))])
+    passes = (line for one in found.passes for line in _lines(one, moment))
+    return "\n".join([f"{found.output}: {_state(found)}", *passes])
+
+
+def _state(found: OutputStatus) -> str:
+    """Finished or not, and who works on it."""
+    state, driver = "finished" if found.finished else "not finished", found.driver
+    if driver is None:
+        return state if found.finished else f"{state}, and nobody works on it: the same command goes on"
+    who = "a process that cannot be named" if driver.pid is None else f"process {driver.pid} on {driver.host}"
+    heard = f"last sign of life {told_seconds(driver.seconds_silent)} ago"
+    if driver.alive:
+        return f"{state}, {who} works on it ({heard})"
+    return f"{state}, and {who} is dead ({heard}): the same command goes on"
 
 
 def _lines(one: PassStatus, now: float) -> list[str]:
@@ -158,6 +227,8 @@ def _lines(one: PassStatus, now: float) -> list[str]:
         lines.append(f"  failed      block {failed.block} [{box}] after {failed.attempts} tries: {failed.error}")
     if len(one.failed) > _LISTED:
         lines.append(f"  and {len(one.failed) - _LISTED} more: --json true lists all of them")
+    if one.failed:
+        lines.append("  to retry    the same command with --retry_failed true")
     return lines
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,9 @@ from tessera.images.phantom_options import PLAIN, PhantomOptions
 from tessera.settings.common import RunnerSettings
 from tessera.settings.places import home
 from tessera.storage.layouts import legal_layout
-from tessera.storage.ledger import remove_output
 from tessera.storage.locations import Place
 from tessera.storage.objects import exists
+from tessera.storage.removal import remove_output
 from tessera.storage.volumes import open_volume, update_attributes
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job
 from tessera.workflows.outputs import OutputPlan, create_output, digest_of
@@ -58,7 +58,7 @@ def synthetic_volumes(
     made = [create_output(plan) for plan in plans.values()]
     if not all(volume.attributes.get("complete") for volume in made):
         # One pass makes a block of all parts, recorded in the ledger of the raw volume.
-        run_block_job(plans["raw"], partial(_make_worker, paths, phantom), runner)
+        run_block_job(plans["raw"], partial(_make_worker, paths, phantom), replace(runner, retry_failed=True))
         for path in paths.values():
             update_attributes(path, complete=True, invalid_sections=[])
     return SyntheticVolumes(**paths)

@@ -1,0 +1,133 @@
+"""`--dry_run true`: what predict, segment and ingest would do, after a sample of it where that takes seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.geometry.boxes import Box
+from tessera.images.quantise import encode
+from tessera.model.predictor import load_predictor, predict_box
+from tessera.settings.ingest import IngestSettings
+from tessera.settings.places import home, input_path, local_input_path
+from tessera.settings.predict import PredictSettings
+from tessera.settings.segment import SegmentSettings
+from tessera.storage.room import stored_share
+from tessera.storage.stacks import open_stack
+from tessera.storage.validity import valid_reader
+from tessera.storage.voxels import Volume
+from tessera.tracking.runs import check_tracking, tracking_uri
+from tessera.workflows.ingest import plan_volume
+from tessera.workflows.models import find_model
+from tessera.workflows.outputs import OutputPlan, open_finished
+from tessera.workflows.predict import plan_prediction
+from tessera.workflows.predict_blocks import PredictPlan
+from tessera.workflows.preflight import Sample, forecast, told
+from tessera.workflows.segment import SegmentPlan, cells_of, plan_segmentation
+from tessera.workflows.worker_plan import planned
+
+_TIMES = 2
+
+
+def dry_predict(settings: PredictSettings) -> str:
+    """What `predict` would do; a tile goes through the model, on all cores of this machine.
+
+    Raises:
+      ValueError, OSError: it could not work.
+    """
+    _check_server(settings.tracking.uri)
+    model = find_model(settings.model, settings.tracking.uri)
+    plan, output = plan_prediction(settings, model)
+    volume = plan.raw.open()
+    found = forecast(
+        output,
+        settings,
+        input_itemsize=volume.dtype.itemsize,
+        halo=model.contract.network.arithmetic.halo,
+        memory_bytes=planned(settings, model.contract, output, plan.roi.start).memory.total,
+        sample=partial(predicted_tile, plan, volume),
+    )
+    return told(found, settings)
+
+
+def predicted_tile(plan: PredictPlan, volume: Volume) -> Sample:
+    """One tile from the middle of the region, read, predicted and compressed; the first pass, a slow one, is left out.
+
+    Args:
+      plan: the checked prediction.
+      volume: the raw volume, open.
+    """
+    predict_tiles, contract = load_predictor(plan.bundle, plan.symmetries)
+    core, read, missing = middle(plan.roi, plan.tile), plan.raw.reader(volume), frozenset(volume.invalid_sections)
+
+    def work() -> NDArray[Any]:
+        probability = predict_box(predict_tiles, read, volume.shape, core, plan.tile, contract, plan.levels, missing)
+        return encode(probability, plan.dtype)
+
+    return _sample(work)
+
+
+def dry_segment(settings: SegmentSettings) -> str:
+    """What `segment` would do; one block is cut into cells.
+
+    Raises:
+      ValueError, OSError: it could not work.
+    """
+    _check_server(settings.tracking.uri)
+    volume = open_finished(input_path(settings.volume, anonymous=settings.storage.anonymous))
+    plan, output = plan_segmentation(settings, volume)
+    found = forecast(
+        output, settings, input_itemsize=2 * volume.dtype.itemsize, sample=partial(_cut_block, plan, volume, output)
+    )
+    return told(found, settings)
+
+
+def _cut_block(plan: SegmentPlan, volume: Volume, output: OutputPlan) -> Sample:
+    def work() -> NDArray[Any]:
+        for _ in range(2):  # once in each pass: for its faces, and for its labels
+            labels, _ = cells_of(plan, volume, valid_reader(volume), middle(Box.whole(output.shape), output.block))
+        return labels.astype(np.uint64)
+
+    return _sample(work)
+
+
+def dry_ingest(settings: IngestSettings) -> str:
+    """What `ingest` would do; nothing is decoded, so no time is told.
+
+    Raises:
+      ValueError, OSError: it could not work.
+    """
+    stack = open_stack(local_input_path(settings.source), kind=settings.kind, invert=settings.invert)
+    output = plan_volume(settings, stack)
+    return told(forecast(output, settings, input_itemsize=np.dtype(stack.dtype).itemsize), settings)
+
+
+def middle(whole: Box, most: tuple[int, ...]) -> Box:
+    """The box in the middle of another one, of at most these extents.
+
+    >>> middle(Box((0, 10), (4, 30)), (8, 10))
+    Box(start=(0, 15), stop=(4, 25))
+    """
+    extents = tuple(min(n, size) for n, size in zip(most, whole.shape, strict=True))
+    start = tuple(a + (size - n) // 2 for a, size, n in zip(whole.start, whole.shape, extents, strict=True))
+    return Box(start, tuple(a + n for a, n in zip(start, extents, strict=True)))
+
+
+def _sample(work: Callable[[], NDArray[Any]]) -> Sample:
+    voxels = work()
+    start = time.perf_counter()
+    for _ in range(_TIMES):
+        work()
+    return Sample(voxels.size, (time.perf_counter() - start) / _TIMES, stored_share(voxels))
+
+
+def _check_server(uri: str | None) -> None:
+    """A server that does not answer would stop the real job; a database of one's own is not made by asking."""
+    chosen = tracking_uri(uri, home())
+    if chosen.startswith("http"):
+        check_tracking(chosen)
