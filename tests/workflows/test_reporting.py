@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -12,18 +13,21 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from bundles import make_bundle
 from mlflow_server import MlflowServer
 from tessera import __version__
 from tessera.settings.common import TrackingSettings
+from tessera.settings.predict import PredictSettings
 from tessera.settings.segment import SegmentSettings
 from tessera.storage.ledger import read_rows
 from tessera.storage.volumes import open_volume
-from tessera.tracking.runs import tracking_uri
+from tessera.tracking.models import register_bundle
+from tessera.tracking.runs import tracked_run, tracking_uri
 from tessera.workflows import live
 from tessera.workflows import segment as workflow
-from tessera.workflows.predict import KIND
+from tessera.workflows.predict import KIND, predict
 from tessera.workflows.segment import segment
-from volumes import put_volume
+from volumes import grey, put_volume
 
 
 @pytest.fixture
@@ -68,6 +72,29 @@ def test_rates_retries_and_failures_are_metrics_over_the_blocks_done(
         assert _history(uri, run_id, f"{stage}/failures")[-1] == (16, 0)
     assert MlflowClient(uri).get_run(run_id).data.metrics["blocks"] == 16
     assert attributes["version"] == __version__ and attributes["settings"]["output"] == str(home / "cells.zarr")
+
+
+def test_a_prediction_s_run_leads_to_the_model_version_and_the_run_that_trained_it(home: Path) -> None:
+    uri = tracking_uri(None, home)
+    with tracked_run(uri, "tests", "training", {}, {}, home) as training:
+        contract = make_bundle(home / "bundle") / "contract.json"
+        told = json.loads(contract.read_text())
+        contract.write_text(json.dumps(told | {"training": {"run_id": training.run_id}}))
+        model = register_bundle(training, contract.parent, "net", [])
+    put_volume(home / "raw.zarr", grey((1, 64, 64)))
+    predict(
+        PredictSettings(
+            volume=str(home / "raw.zarr"), model=model, output=str(home / "out.zarr"), tile=(1, 32, 32), engine="serial"
+        )
+    )
+    attributes, client = open_volume(home / "out.zarr").attributes, MlflowClient(uri)
+    run, version = client.get_run(attributes["run_id"]), client.get_model_version("net", "1")
+    assert run.data.tags["tessera.model"] == model == attributes["model"]["name"] == "models:/net/1"
+    assert run.data.tags["tessera.trained_by"] == training.run_id == attributes["model"]["training_run_id"]
+    assert [f"models:/{used.model_id}" for used in run.inputs.model_inputs] == [version.source]
+    assert client.get_run(training.run_id).data.tags[f"tessera.trained_by_of.{run.info.run_id[:8]}"] == run.info.run_id
+    assert attributes["settings"]["tile"] == [1, 32, 32] and attributes["version"] == __version__
+    assert _history(uri, run.info.run_id, "progress/failures") == [(1, 0)]
 
 
 @pytest.mark.slow
