@@ -13,7 +13,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from objectstore import BUCKET, S3Server
 from tessera.geometry.boxes import Box
 from tessera.storage import stored as module
-from tessera.storage.locations import Url
+from tessera.storage.locations import Url, place_of
 from tessera.storage.stored import digest_of_stored, stored_chunks
 from tessera.storage.volumes import Volume, create_volume, open_volume
 
@@ -99,6 +99,24 @@ def test_a_web_server_that_lists_nothing_is_asked_or_counts_as_complete(
     monkeypatch.setattr(module, "_MOST_ASKED", 10)
     assert stored_chunks(volume, Box.whole(SHAPE)).complete
     assert "lists nothing: all 125 objects of it count as stored" in caplog.text
+
+
+def test_a_bucket_that_may_be_read_but_not_listed_counts_as_complete(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tessera.storage.stores import store_for
+
+    put(store_for(f"s3://{BUCKET}/em/public.zarr", writable=True), **KINDS["version 3"])
+    s3.publish("em/public.zarr")
+    volume = open_volume(place_of(f"s3://{BUCKET}/em/public.zarr", anonymous=True))
+    monkeypatch.setattr(module, "_FEW_OBJECTS", 0)
+
+    def refuse(*_: object) -> list[str]:  # the server here lets everyone list
+        raise PermissionError("the store refuses access")
+
+    monkeypatch.setattr(module, "list_below", refuse)
+    assert stored_chunks(volume, Box.whole(SHAPE)).complete
+    assert "all 125 objects of it count as stored" in caplog.text and "refuses access" in caplog.text
 
 
 def test_a_damaged_index_counts_as_complete_so_that_reading_it_fails(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
     folder or prefix --list--> shards that are there --last bytes of each--> chunks inside that are there
 
 A listing costs a request per 1,000 objects, an index one small read; both only for the region that is asked about.
-Web servers do not list: there up to 4,096 objects are asked for one by one, and more count as stored.
+Web servers do not list: there up to 4,096 objects are asked for one by one, and more count as stored. So do those of a
+bucket that may be read but not listed.
 """
 
 from __future__ import annotations
@@ -114,6 +115,15 @@ def _object(volume: Volume, position: Sequence[int]) -> Place:
 
 
 def _stored_objects(volume: Volume, wanted: _Range) -> Iterable[Position]:
+    try:
+        return list(_found_objects(volume, wanted))
+    except PermissionError as error:
+        # A public bucket may let everyone read an object, and nobody list: what is missing there fails when it is read.
+        _LOG.warning("%s: all %d objects of it count as stored (%s)", volume.url, prod(wanted.shape), error)
+        return _all(wanted)
+
+
+def _found_objects(volume: Volume, wanted: _Range) -> Iterable[Position]:
     root, count = _root(volume), prod(wanted.shape)
     if isinstance(root, Path):
         return _listed_in_folder(volume, root, wanted)
