@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from tessera import __version__
 from tessera.cli.config_files import check_config_file, config_files, with_fresh_lists
 from tessera.cli.suggestions import explain, nearest_command
+from tessera.settings.audit import AuditSettings
 from tessera.settings.demo import DemoSettings
 from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.ingest import IngestSettings
@@ -118,6 +119,12 @@ def _status(settings: StatusSettings) -> str:
     return as_json(found) if settings.json else as_text(found)
 
 
+def _audit(settings: AuditSettings) -> str:
+    from tessera.workflows.audit import audit
+
+    return audit(settings)
+
+
 def _view(settings: ViewSettings) -> str:
     from tessera.workflows.view import viewing
 
@@ -145,6 +152,7 @@ COMMANDS = {
     "pyramid": Command(PyramidSettings, _pyramid, "add coarser levels to a volume"),
     "tune": Command(TuneSettings, _tune, "search for better training settings"),
     "status": Command(StatusSettings, _status, "tell how far an output has come", subject="output"),
+    "audit": Command(AuditSettings, _audit, "look for seams in a prediction", subject="output"),
     "view": Command(ViewSettings, _view, "show a volume and what it was made from in a browser", subject="volume"),
     "demo": Command(DemoSettings, _demo, "run the whole main job on the synthetic volume"),
 }

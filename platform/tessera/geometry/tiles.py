@@ -49,6 +49,17 @@ def tiles_of(core: Box, tile: Sequence[int], arithmetic: Arithmetic) -> Iterator
         yield Tile(useful, useful.clipped(core))
 
 
+def tile_planes(core: Box, tile: Sequence[int], arithmetic: Arithmetic) -> tuple[tuple[int, ...], ...]:
+    """Where the tiles of `core` meet, axis by axis: plane p lies between voxels p - 1 and p.
+
+    >>> from tessera.geometry.arithmetic import fold, unet_records
+    >>> tile_planes(Box((0, 5, 0), (2, 40, 30)), (1, 32, 32), fold(unet_records(1)))
+    ((1,), (22,), ())
+    """
+    bounds = zip(core.start, core.stop, tile, arithmetic.axes, strict=True)
+    return tuple(tuple(a for a, _ in _spans(start, stop, most, axis)[1:]) for start, stop, most, axis in bounds)
+
+
 def _spans(start: int, stop: int, most: int, axis: AxisArithmetic) -> list[tuple[int, int]]:
     origin = start - start % axis.period
     length = stop - origin

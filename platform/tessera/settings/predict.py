@@ -37,6 +37,8 @@ class PredictSettings(TrackedOutputSettings):
       chunk: voxels a reader of the output decodes at once; null chooses.
       shard: voxels per output object; null chooses.
       accept_mismatch: go on although the volume does not fit the model's contract.
+      audit: look for seams when all blocks are done, as `tessera audit` does; where the faces of blocks or tiles stand
+        out, the output stays and the command exits with 1.
       ome_zarr: version of the output: 0.5 is sharded; 0.4, for older tools, keeps each chunk as a file.
       overwrite: delete an earlier output of that name first, if tessera made it.
       engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
@@ -57,6 +59,7 @@ class PredictSettings(TrackedOutputSettings):
     symmetries: SymmetryCount | None = None
     output_dtype: StoredDtype = "uint8"
     accept_mismatch: bool = False
+    audit: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -47,7 +47,7 @@ class SectionPanels:
     def of(self, z: int) -> dict[str, NDArray[Any]]:
         """Panels of one section, in the probability's numbering, pixel for pixel."""
         box = _middle(z, self.probability.shape)
-        raw = _raw(self.probability, box)
+        raw = raw_behind(self.probability, box)
         panels: dict[str, NDArray[Any]] = {} if raw is None else {"raw": shown_grey(raw)}
         panels["membrane probability"] = decode(self.probability.read(box)[0])
         labels = self.labels.read(box)[0]
@@ -64,7 +64,7 @@ def _middle(z: int, shape: tuple[int, ...]) -> Box:
     return Box((z, *starts), (z + 1, *(a + b for a, b in zip(starts, extents, strict=True))))
 
 
-def _raw(probability: Volume, box: Box) -> NDArray[Any] | None:
+def raw_behind(probability: Volume, box: Box) -> NDArray[Any] | None:
     """What was predicted there; None where the raw volume has been moved since."""
     name, roi = probability.attributes.get("input"), probability.attributes.get("roi")
     if not name or not roi:

@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.engine.tasks import Process
+from tessera.geometry.arithmetic import Arithmetic
 from tessera.geometry.boxes import Box
+from tessera.geometry.tiles import tile_planes
 from tessera.images.levels import LevelTable
 from tessera.images.quantise import StoredDtype, encode, polarity_of
 from tessera.images.symmetries import SymmetryCount, check_square
 from tessera.model.bundle import check_fit
-from tessera.model.memory import TileMemory
+from tessera.model.memory import TileMemory, halved
 from tessera.model.predictor import load_predictor, predict_box
 from tessera.settings.places import home
 from tessera.settings.predict import PredictSettings, parse_roi
@@ -33,6 +35,7 @@ from tessera.storage.identity import identity
 from tessera.storage.locations import Place
 from tessera.storage.volumes import Volume, open_volume, update_attributes
 from tessera.tracking.runs import Tracker, check_tracking, tracking_uri
+from tessera.workflows.audit import audit_output
 from tessera.workflows.block_jobs import BlockReport, Stopwatch, checksum, run_block_job, session
 from tessera.workflows.levels import attribute_of, volume_levels
 from tessera.workflows.models import FoundModel, find_model
@@ -79,6 +82,7 @@ def predict(settings: PredictSettings) -> Place:
     Raises:
       ValueError, OSError: something does not fit, before any work is done.
       BlocksFailedError: some blocks were given up, after the rest was done.
+      AuditFailedError: seams show in what was predicted; it stays.
     """
     check_tracking(tracking_uri(settings.tracking.uri, home()))
     model = find_model(settings.model, settings.tracking.uri)
@@ -91,6 +95,8 @@ def predict(settings: PredictSettings) -> Place:
             make_worker, tell = partial(make_block_worker, plan), reports.over_time()
             report = run_block_job(output, make_worker, settings, squeeze=squeezed, tell=tell)
             _record(reports, plan, report)
+            if settings.audit:
+                audit_output(output.path, settings, run)
     return output.path
 
 
@@ -230,6 +236,7 @@ def _attributes(
         "model": {"name": model.name, "digest": model.digest, "training_run_id": model.run_id},
         "threshold": model.contract.threshold,
         "symmetries": symmetries,
+        "tile_period": model.contract.network.arithmetic.period,
         "settings": plain(settings),
         **({} if levels is None else {"section_levels": attribute_of(levels)}),
     }
@@ -254,7 +261,22 @@ def make_block_worker(plan: PredictPlan) -> Process:
             lambda tile: predict_box(one_at_a_time, read, volume.shape, core, tile, contract, plan.levels, plan.invalid)
         )
 
-    return partial(in_memory, memory, partial(process_block, plan, output, probability_of))
+    process = with_tiles(
+        partial(process_block, plan, output, probability_of), plan, contract.network.arithmetic, memory
+    )
+    return partial(in_memory, memory, process)
+
+
+def with_tiles(process: Process, plan: PredictPlan, arithmetic: Arithmetic, memory: TileMemory) -> Process:
+    """A process whose rows say where tiles met inside the block, counted from its first voxel: what an audit asks."""
+
+    def process_and_tell(item: tuple[int, Box]) -> dict[str, Any]:
+        row, core = process(item), item[1].shifted(plan.roi.start)
+        met = tile_planes(core, halved(plan.tile, arithmetic.period, memory.halvings), arithmetic)
+        tiles = [[plane - first for plane in own] for own, first in zip(met, core.start, strict=True)]
+        return {**row, "detail": {**row.get("detail", {}), "tiles": tiles}}
+
+    return process_and_tell
 
 
 def squeezed(item: tuple[int, Box], halvings: int) -> tuple[int, Box, int]:
