@@ -22,7 +22,7 @@ from tessera.settings.common import OutputSettings
 from tessera.storage.ledger import Ledger
 from tessera.storage.volumes import open_volume
 from tessera.workflows.block_jobs import checksum, run_block_job, session
-from tessera.workflows.outputs import claim_output, plan_output
+from tessera.workflows.outputs import claimed_output, plan_output
 
 SHAPE, BLOCK = (8, 256, 512), (2, 64, 64)
 HALO = (0, 1, 1)
@@ -70,9 +70,8 @@ def main(raw: Path, output: Path, workers: int) -> None:
         voxel_size_nm=(50, 4, 4),
         depends_on={"input": str(raw)},
     )
-    with session(settings):
-        claim_output(plan)
-        run_block_job(plan, partial(make_worker, raw, output), settings)
+    with session(settings), claimed_output(plan, settings) as lease:
+        run_block_job(plan, partial(make_worker, raw, output), settings, lease=lease)
 
 
 if __name__ == "__main__":

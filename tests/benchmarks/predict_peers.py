@@ -79,13 +79,14 @@ class Tessera:
 
     def _worker(self) -> Callable[[], None]:
         from tessera.workflows.models import find_model
-        from tessera.workflows.outputs import claim_output
+        from tessera.workflows.outputs import claimed_output
         from tessera.workflows.predict import plan_prediction
         from tessera.workflows.predict_blocks import make_block_worker
 
-        settings = prediction(self.home, self.work, "tessera", engine="serial")
+        settings = prediction(self.home, self.work, "tessera", engine="serial", overwrite=True)
         plan, output = plan_prediction(settings, find_model(settings.model, None))
-        claim_output(output, overwrite=True)
+        with claimed_output(output, settings):
+            pass
         process, items = make_block_worker(plan), list(output.grid.boxes())
 
         def run() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sparse import WHOLE, Size, make_bundle, make_volume, part_of, plan, run
+from sparse_volume import WHOLE, Size, make_bundle, make_volume, part_of, plan, run
 
 
 def test_a_sparse_volume_costs_what_is_stored_and_every_block_has_its_row(

@@ -1,12 +1,12 @@
 """A sparse volume of 8 TiB: planned in seconds, and predicted end to end at the cost of what is stored.
 
-    python tests/benchmarks/sparse.py                       131,072 blocks of 64 x 1024 x 1024, 1% holding a few chunks
-    python tests/benchmarks/sparse.py --part 64             the same in every way but for a 64th of the blocks
+    python tests/benchmarks/sparse_volume.py                     131,072 blocks of 64 x 1024 x 1024, 1% holding a few chunks
+    python tests/benchmarks/sparse_volume.py --part 64             the same in every way but for a 64th of the blocks
 
 A raw volume of which 1 block in 100, scattered by a seed, holds one to three stored chunks of 16 x 256 x 256; the rest
 are nowhere. Planning, from settings to an output that is claimed, runs in a process of its own, whose peak memory is
 that of planning. Then `tessera predict` runs to the end with a tiny network, serially. Prints the table, keeps
-results/sparse.json, exits with 1 where an aim is missed. The volume takes next to no disk: what is stored repeats.
+results/sparse_volume.json, exits with 1 where an aim is missed. The volume takes next to no disk: what is stored repeats.
 """
 
 from __future__ import annotations
@@ -131,13 +131,14 @@ def settings_of(folder: Path, **changes: Any) -> PredictSettings:
 def plan(folder: Path, **changes: Any) -> dict[str, float]:
     """Plan and claim the output; seconds, blocks, and this process's peak memory."""
     from tessera.workflows.models import find_model
-    from tessera.workflows.outputs import claim_output
+    from tessera.workflows.outputs import claimed_output
     from tessera.workflows.predict import plan_prediction
 
     since = time.perf_counter()
     settings = settings_of(folder, **changes)
     planned, output = plan_prediction(settings, find_model(settings.model, settings.tracking.uri))
-    claim_output(output)
+    with claimed_output(output, settings):
+        pass
     seconds = time.perf_counter() - since
     candidates = int(planned.validity.candidates(output.grid).sum())
     return {"seconds": seconds, "blocks": len(output.grid), "candidates": candidates, "peak_gib": _peak_gib()}
