@@ -1,12 +1,13 @@
 """A sparse volume of 8 TiB: planned in seconds, and predicted end to end at the cost of what is stored.
 
-    python tests/benchmarks/sparse_volume.py                     131,072 blocks of 64 x 1024 x 1024, 1% holding a few chunks
-    python tests/benchmarks/sparse_volume.py --part 64             the same in every way but for a 64th of the blocks
+    python tests/benchmarks/sparse_volume.py               131,072 blocks of 64 x 1024 x 1024, 1% holding a few chunks
+    python tests/benchmarks/sparse_volume.py --part 64     the same in every way but for a 64th of the blocks
 
 A raw volume of which 1 block in 100, scattered by a seed, holds one to three stored chunks of 16 x 256 x 256; the rest
 are nowhere. Planning, from settings to an output that is claimed, runs in a process of its own, whose peak memory is
 that of planning. Then `tessera predict` runs to the end with a tiny network, serially. Prints the table, keeps
-results/sparse_volume.json, exits with 1 where an aim is missed. The volume takes next to no disk: what is stored repeats.
+results/sparse_volume.json, exits with 1 where an aim is missed. The volume takes next to no disk: what is stored
+repeats.
 """
 
 from __future__ import annotations
@@ -222,7 +223,7 @@ def measured(size: Size) -> Outcome:
     what = (
         f"A volume of {prod(size.shape) / 2**40:g} TiB of which 1% of {blocks} blocks hold one to three stored chunks"
     )
-    return Outcome("sparse", what, facts, estimates, aims, notes=["serial, a network of one filter; single runs"])
+    return Outcome("sparse_volume", what, facts, estimates, aims, notes=["serial, a network of one filter; single runs"])
 
 
 STEPS = {"plan": plan, "run": run}

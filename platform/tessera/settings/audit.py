@@ -9,7 +9,7 @@ from tessera.settings.common import RunnerSettings, StorageSettings, TrackingSet
 
 @dataclass(frozen=True)
 class AuditSettings(RunnerSettings):
-    """Look for seams in a prediction: whether the faces of its blocks and tiles stand out among planes that are none.
+    """Look for seams in a prediction: do faces of blocks and tiles stand out?
 
     Args:
       output: the probability volume that `tessera predict` wrote: a name under TESSERA_HOME/volumes, a path or a URL.
