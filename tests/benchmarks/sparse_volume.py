@@ -223,7 +223,8 @@ def measured(size: Size) -> Outcome:
     what = (
         f"A volume of {prod(size.shape) / 2**40:g} TiB of which 1% of {blocks} blocks hold one to three stored chunks"
     )
-    return Outcome("sparse_volume", what, facts, estimates, aims, notes=["serial, a network of one filter; single runs"])
+    notes = ["serial, a network of one filter; single runs"]
+    return Outcome("sparse_volume", what, facts, estimates, aims, notes=notes)
 
 
 STEPS = {"plan": plan, "run": run}
