@@ -25,7 +25,7 @@ SERIAL = ("--engine", "serial")
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("bundle") / "b", symmetries=8)
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "b")
 
 
 def put_raw(place: object) -> None:
@@ -41,7 +41,7 @@ def run(capsys: Capsys, command: str, config: str, *words: object) -> Volume:
 
 
 def assert_predicted(output: Volume, bundle: Path) -> None:
-    network, contract = load_predictor(bundle, 8)
+    network, contract = load_predictor(bundle)
     whole = predict_volume(network, grey(SHAPE), contract)
     np.testing.assert_allclose(decode(output.array[:]), whole, atol=1 / 510 + 1e-5)
     assert output.attributes["complete"] is True
