@@ -38,6 +38,7 @@ SHAPE, SHARD = (8, 64, 96), (4, 16, 32)  # 2 x 4 x 3 shards
 LAYOUT = ("--chunk", "[2,16,16]", "--shard", "[4,16,32]")
 GREY = grey(SHAPE)
 GRID = BlockGrid(SHAPE, SHARD)
+RETRY = ("--retry_failed", "true")
 # Sections are cut into 8 strips of 8 rows; section 5 and one strip of section 1 hold something.
 STORED = {(1, 3), *((5, index) for index in range(8))}
 
@@ -270,9 +271,6 @@ def test_a_strip_that_cannot_be_decoded_fails_the_shards_that_need_it_and_no_oth
     assert tessera(capsys, *_words(source, "v", *LAYOUT, *RETRY)).code == 0
     assert np.array_equal(_voxels(path), GREY)
     assert len(_done(path)) == len(GRID)
-
-
-RETRY: tuple[str, ...] = ()
 
 
 @contextmanager
