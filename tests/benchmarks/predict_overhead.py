@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,9 @@ def compared(
         put_bundle_apart(home, work)
         side = planned_side(home, work)
         voxels = work.sections * work.extent**2 - work.sections * work.block[1] ** 2
-        with bare_arm(home, work) as other, connected():
+        with bare_arm(home, work) as other, ExitStack() as ray:
+            bare_speed(other, bare_tile or side, 0)  # it is warm before Ray starts, which gives up on a busy machine
+            ray.enter_context(connected())
             arms = {
                 "job": partial(job_speed, home, work, None),
                 "bare": partial(bare_speed, other, bare_tile or side, voxels),
@@ -130,6 +132,8 @@ def _words(work: Workload) -> list[str]:
 def main() -> int:
     """Measure, print and keep."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Ray lowers its workers' priority: on a machine with other work that would slow one arm alone.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     facts, work = machine(), asked_for((__doc__ or "").splitlines()[0], USUAL)
     large = Workload(1, 3 * work.block[1], (1, *work.block[1:]), work.network)
     side, same = compared("predict_overhead", work, None, kept_rounds)
