@@ -17,6 +17,7 @@ from terminal import refusal, tessera
 from tessera.geometry.boxes import Box
 from tessera.images.normalise import Normalisation
 from tessera.images.quantise import dequantise, quantise
+from tessera.metrics.seams import BlockSeams
 from tessera.model.bundle import load_contract, save_contract
 from tessera.model.predictor import load_predictor, predict_volume
 from tessera.settings.evaluate import EvaluateSettings
@@ -26,6 +27,7 @@ from tessera.settings.segment import SegmentSettings
 from tessera.storage.ledger import read_rows
 from tessera.storage.validity import valid_reader
 from tessera.storage.volumes import create_volume, open_volume
+from tessera.workflows.audit import STAGE, plan_audit, process_block
 from tessera.workflows.evaluate import evaluate
 from tessera.workflows.predict import KIND, predict
 from tessera.workflows.pyramid import pyramid
@@ -201,6 +203,22 @@ def test_a_skipped_block_s_checksum_is_that_of_what_it_reads_as(bundle: Path, tm
     assert {row.values.get("skipped", False) for row in rows.values()} == {True, False}
     for block, row in rows.items():
         assert row.checksum == checksum(volume.read(grid.box(block))), grid.box(block)
+
+
+def test_the_audit_reads_no_block_that_was_skipped_for_it_has_no_face_to_score(bundle: Path, tmp_path: Path) -> None:
+    raw = put(tmp_path / "raw.zarr", grey(SHAPE))
+    out = tmp_path / "out.zarr"
+    run(raw, bundle, out, mask=str(put_volume(tmp_path / "m.zarr", _corner())))
+    rows = {row.block: row.values for row in read_rows(out, stage=STAGE)}
+    skipped = {row.block for row in read_rows(out) if row.values.get("skipped")}
+    assert len(rows) == 27 and 0 < len(skipped) < 27
+    assert {block for block, values in rows.items() if values.get("skipped")} == skipped
+    plan, volume = plan_audit(open_volume(out)), open_volume(out)
+    for block in skipped:
+        detail = process_block(plan, volume, valid_reader(volume), (plan.grid.box(block), ((), (), ())))["detail"]
+        found = BlockSeams.from_plain(detail)
+        assert not any(face.runs for face in found.faces) and not any(found.sections.counts)
+        assert not any(sums.runs for sums in found.references.values())
 
 
 def _corner() -> np.ndarray:

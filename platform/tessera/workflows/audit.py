@@ -47,6 +47,7 @@ _SMALL_VOXELS = 2**25
 # Every network's period divides this: for outputs that do not say theirs.
 _ANY_PERIOD = 64
 _LISTED = 5
+_NOTHING = {"skipped": True, **BlockSeams().to_plain()}
 
 Tiles = tuple[tuple[int, ...], ...]
 """For z, y and x the planes at which tiles meet inside a block, counted from its first voxel."""
@@ -85,11 +86,13 @@ class TileLayouts:
     Attributes:
       layouts: entry 0 is that of blocks without tiles.
       of_block: int32, (blocks,), indices into `layouts`; -1 where the row does not say.
+      skipped: bool, (blocks,): those without a valid voxel, of which nothing was written.
       digest: of the rows they were read from.
     """
 
     layouts: Sequence[Tiles]
     of_block: NDArray[np.int32]
+    skipped: NDArray[np.bool_]
     digest: str
 
     def __getitem__(self, block: int) -> Tiles:
@@ -188,15 +191,16 @@ def plan_audit(volume: Volume) -> AuditPlan:
 def read_tiles(output: Place, blocks: int) -> TileLayouts:
     """Where tiles met, from the rows of a prediction; a block's latest row counts."""
     numbers: dict[Tiles, int] = {((), (), ()): 0}
-    of_block = np.full(blocks, -1, np.int32)
+    of_block, skipped = np.full(blocks, -1, np.int32), np.zeros(blocks, bool)
     digest = hashlib.blake2b(digest_size=16)
     for row in read_rows(output):
         detail = row.values
+        skipped[row.block] = bool(detail.get("skipped"))
         met = [[], [], []] if detail.get("skipped") else detail.get("tiles")
         tiles = None if met is None else tuple(tuple(axis) for axis in met)
         of_block[row.block] = -1 if tiles is None else numbers.setdefault(tiles, len(numbers))
         digest.update(f"{row.block} {row.status} {row.checksum} {of_block[row.block]}\n".encode())
-    return TileLayouts(list(numbers), of_block, digest.hexdigest())
+    return TileLayouts(list(numbers), of_block, skipped, digest.hexdigest())
 
 
 def _run_blocks(
@@ -224,6 +228,8 @@ def _run_blocks(
         own,
         stage=STAGE,
         item=lambda index: (plan.grid.box(index), tiles[index]),
+        # Without a valid voxel no face can be scored; in a sparse volume these are nearly all blocks.
+        settled=lambda index: {"detail": _NOTHING} if tiles.skipped[index] else None,
         lease=lease,
     )
 
