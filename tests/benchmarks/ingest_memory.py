@@ -8,8 +8,9 @@
       +-- the rest is a strip here and there
 
 The real command runs on Ray in a process of its own, is killed with all of its processes when a part of the shards is
-recorded, and is given again. The memory is that of the driver and its workers together, Ray's own daemons left out.
-Voxels are compared with what dask reads, window by window. Exits with 1 where an aim is missed.
+recorded, and is given again. The memory is that of the driver and its workers together; Ray's own processes, its idle
+workers among them, are a figure of their own. Voxels are compared with what dask reads, window by window. Exits with 1
+where an aim is missed.
 """
 
 from __future__ import annotations
@@ -62,24 +63,29 @@ def write_source(path: Path) -> int:
 
 @dataclass
 class Ingest:
-    """The command while it runs, and the most memory seen: of the driver, of its workers, of both at one moment."""
+    """The command while it runs, and the most memory seen: of the driver, its workers, both at one moment, and Ray."""
 
     process: Popen[bytes]
     driver: int = 0
     workers: int = 0
     together: int = 0
+    ray: int = 0
 
     def look(self) -> None:
         """Take a sample."""
-        driver = workers = 0
+        driver = workers = ray = 0
         for process in _family(self.process.pid):
             try:
-                is_worker = process.cmdline()[:1] and process.cmdline()[0].startswith("ray::")
-                own = process.pid == self.process.pid
-                driver += process.memory_info().rss if own else 0
-                workers += process.memory_info().rss if is_worker else 0
+                name, used = next(iter(process.cmdline()), ""), process.memory_info().rss
             except psutil.Error:
                 continue
+            if process.pid == self.process.pid:
+                driver += used
+            elif name.startswith("ray::Worker"):
+                workers += used
+            else:
+                ray += used
+        self.ray = max(self.ray, ray)
         self.driver, self.workers = max(self.driver, driver), max(self.workers, workers)
         self.together = max(self.together, driver + workers)
 
@@ -189,6 +195,7 @@ def main() -> int:
         "peak of the driver, GiB": max(run.driver for run in runs) / 2**30,
         "peak of the worker, GiB": max(run.workers for run in runs) / 2**30,
         "peak of both together, GiB": max(run.together for run in runs) / 2**30,
+        "peak of Ray's own processes, GiB": max(run.ray for run in runs) / 2**30,
     }
     figures |= gib
     estimates = {name: estimate([value]) for name, value in figures.items()}
@@ -204,7 +211,7 @@ def main() -> int:
         "third of a section full) by `tessera ingest` on Ray, killed once and given again"
     )
     notes = [
-        "Memory: resident bytes of the driver and its worker, sampled ten times a second; Ray's daemons not counted.",
+        "Memory: resident bytes of the driver and its worker, sampled ten times a second.",
         "Strips decoded: those of shards that were recorded; a row in the making at the kill is decoded again.",
     ]
     return tell(Outcome("ingest_memory", what, facts, estimates, aims, notes))

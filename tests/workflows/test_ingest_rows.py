@@ -162,6 +162,16 @@ def test_a_shard_that_is_asked_for_again_is_decoded_by_itself(tmp_path: Path) ->
     assert counts == [12, 0, 4, 0]
 
 
+def test_the_last_shard_of_a_group_may_come_after_the_first_of_the_next(tmp_path: Path) -> None:
+    stack = open_stack(_tiff(tmp_path / "a.tif", compression="zlib", rowsperstrip=8), kind="image")
+    reader = RowReader(stack, GRID, RowPlan(3, decoders=2, decodings=1, memory_bytes=0))
+    order = [0, 1, 3, 2, 4, 6, 5, 7, 8]
+    taken = {index: reader.take(index, range(index // 3 * 3, index // 3 * 3 + 3)) for index in order}
+    assert sum(count for _, count in taken.values()) == 3 * 4 * 2, "three rows of shards: 4 sections, 2 strips each"
+    for index, (voxels, _) in taken.items():
+        assert voxels is not None and np.array_equal(voxels, GREY[GRID.box(index).slices])
+
+
 @pytest.mark.usefixtures("direct")
 def test_holes_are_neither_decoded_nor_written(capsys: Capsys, home: Path, tmp_path: Path) -> None:
     assert tessera(capsys, *_words(_sparse(tmp_path / "a.tif"), "v", *LAYOUT)).code == 0

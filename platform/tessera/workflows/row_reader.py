@@ -35,6 +35,7 @@ class RowReader:
         self._decoders, self._plan = max(1, min(plan.decoders, cores)), plan
         self._lock = threading.Lock()
         self._blocks: dict[int, Voxels | None] = {}
+        self._earlier: dict[int, Voxels | None] = {}
         self._decoded = 0
         self._seen: set[int] = set()
 
@@ -55,9 +56,10 @@ class RowReader:
         with self._lock:
             if len(group) > 1:
                 self._decode_group(group)
-            if index in self._blocks:
-                count, self._decoded = self._decoded, 0
-                return self._blocks.pop(index), count
+            for blocks in (self._blocks, self._earlier):
+                if index in blocks:
+                    count, self._decoded = self._decoded, 0
+                    return blocks.pop(index), count
         blocks, count = self._decode((index,))
         return blocks[index], count
 
@@ -66,7 +68,9 @@ class RowReader:
         if number in self._seen:
             return
         self._seen.add(number)
-        self._blocks = {}  # what nobody asked for goes before more is decoded
+        # The last shard of a group and the first of the next are in flight together, and may come in either order. What
+        # nobody asked for by then goes before more is decoded.
+        self._earlier, self._blocks = self._blocks, {}
         try:
             self._blocks, self._decoded = self._decode(group)
         except ValueError:  # each shard tells for itself whether that section is its own
