@@ -13,9 +13,9 @@ CONSTRAINTS := infra/constraints.txt
 demo: $(READY)
 	$(BIN)/tessera demo
 
-# Two at a time: much of the suite waits for processes to start. A file's tests stay together, with their one Ray.
+# make test JOBS=2: two files at a time, each with a Ray of its own.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" $(if $(JOBS),-n $(JOBS) --dist loadfile)
 
 lint: $(READY)
 	$(BIN)/ruff check .

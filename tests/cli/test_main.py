@@ -297,7 +297,7 @@ def test_a_file_that_is_no_text_is_refused(capsys: Capsys, home: Path, tmp_path:
         ("ingest --overwrite", "--overwrite needs a value after it: give true or false."),
         ("ingest --overwrite maybe", "overwrite=maybe: give true or false."),
         ("ingest --kind picture", "kind=picture: give one of image, labels."),
-        ("predict --tile [1,1]", "tile=[1, 1]: give 3 whole numbers, such as [16, 256, 256]."),
+        ("predict --tile [1,1]", "tile=[1, 1]: give 3 whole numbers, such as [16, 256, 256], or null."),
         ("segment --threshold high", "threshold=high: give a number, such as 0.5, or null."),
         ("segment --connectivity 6", "connectivity=6: give one of 4, 8."),
         ("predict --symmetries 3", "symmetries=3: give one of 1, 4, 8, or null."),
@@ -389,7 +389,7 @@ def test_the_command_prints_its_result_alone_on_standard_output(tmp_path: Path) 
         env={**os.environ, "COLUMNS": "100"},
     )
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'v.zarr'}\n"), done.stderr
-    assert "1/1 [" in done.stderr and "4x20x30 uint8 in 1 shards" in done.stderr
+    assert "1/1 blocks" in done.stderr and "4x20x30 uint8 in 1 shards" in done.stderr
 
 
 def test_the_console_script_exits_with_the_code(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:

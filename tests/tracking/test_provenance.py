@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_run_tells_its_command_and_settings_without_passwords(home: Path, empt
             ids.append(run.run_id)
     first, second = (MlflowClient(uri).get_run(run_id).data for run_id in ids)
     assert first.tags["tessera.version"] == __version__
-    assert "pytest" in first.tags["tessera.command"]
+    assert Path(sys.argv[0]).name in first.tags["tessera.command"]
     assert first.tags["tessera.config_digest"] == second.tags["tessera.config_digest"], "names change nothing"
     assert first.params["source"] == "https://***@host/stack"
 

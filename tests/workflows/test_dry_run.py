@@ -141,7 +141,7 @@ os.geteuid() or os.setuid(65534)
 check_writable(Path({str(tmp_path / "theirs" / "a" / "out.zarr")!r}))
 """
     (tmp_path / "theirs").chmod(0o555)
-    for folder in [tmp_path, *tmp_path.parents][:3]:
+    for folder in [tmp_path, *tmp_path.parents][:4]:
         if os.geteuid() == 0:
             folder.chmod(0o755)
     done = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=False)

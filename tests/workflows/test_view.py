@@ -408,7 +408,7 @@ def test_the_command_serves_until_it_is_interrupted(scene_folder: Path, tmp_path
         assert told[1].startswith(f"neuroglancer  {VIEWER}/#!") and "napari --plugin napari-ome-zarr" in told[2]
         assert b"view.js" in ask(page).body
         os.kill(process.pid, signal.SIGINT)
-        rest, errors = process.communicate(timeout=30)
+        rest, errors = process.communicate(timeout=120)
     finally:
         process.kill()
         process.communicate()

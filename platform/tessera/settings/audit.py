@@ -16,6 +16,10 @@ class AuditSettings(RunnerSettings):
       engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
       workers: number of actors; 0 chooses one per GPU, else one per 8 cores.
       attempts: tries a block gets before it is listed as failed and the rest goes on.
+      retry_failed: try blocks that an earlier run gave up again; an audit always does.
+      recheck: read every finished block again first; an audit has no voxels of its own to compare.
+      lease_expiry_s: seconds without a sign of life of this job's driver after which another machine may take its
+        output over; on the same machine a driver that is gone is known at once.
       tracking: where MLflow keeps the run of the prediction, to which the finding is added.
       storage: how outputs in object stores are reached.
     """
