@@ -1,5 +1,6 @@
 """Studies on the ISBI 2012 stack, one resumable training at a time: what parts of a recipe are worth, and its spread.
 
+    python tests/benchmarks/isbi2012_studies.py choices      fitted on 0-19, scored on 20-23: what a recipe might become
     python tests/benchmarks/isbi2012_studies.py ablation     fitted on 0-19, scored on 20-23: the recipe without a part
     python tests/benchmarks/isbi2012_studies.py seeds        refitted on 0-23 with three seeds, scored on 24-29
     python tests/benchmarks/isbi2012_studies.py folds        five fits on 24 sections each, the other six scored
@@ -57,9 +58,26 @@ class Unit:
     symmetries: int | None = None
 
 
+def _short(steps: int) -> dict[str, Any]:
+    """A fit that is judged once, at its end."""
+    return {"schedule.steps": steps, "schedule.checkpoint_every": steps}
+
+
+def choices(steps: int) -> list[Unit]:
+    """The recipe and what it might become, all of the same length: what is better here may be chosen."""
+    short = _short(steps)
+    return [
+        Unit("as it is", short),
+        Unit("with lower border weights", short | {"loss.w0": 3.0}),
+        Unit("with soft Dice", short | {"loss.dice": 1.0}),
+        Unit("with neighbouring sections", short | {"network.input_sections": 3}),
+        Unit("with a longer average", short | {"optimiser.ema_momentum": 0.998}),
+    ]
+
+
 def ablation(steps: int) -> list[Unit]:
     """The recipe and the recipe without one part each, all of the same length."""
-    short = {"schedule.steps": steps, "schedule.checkpoint_every": steps}
+    short = _short(steps)
     return [
         Unit("whole", short),
         Unit("without elastic deformation", short | {"augmentation.elastic_sigma_px": 0.0}),
@@ -89,7 +107,12 @@ def _fold(held_out: range) -> Unit:
     return Unit(f"fold {held_out[0]}-{held_out[-1]}", {"data": data}, held_out)
 
 
-STUDIES: dict[str, Callable[[int], list[Unit]]] = {"ablation": ablation, "seeds": seeds, "folds": folds}
+STUDIES: dict[str, Callable[[int], list[Unit]]] = {
+    "choices": choices,
+    "ablation": ablation,
+    "seeds": seeds,
+    "folds": folds,
+}
 
 
 def with_changes(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--config", type=Path, default=ROOT / "configs/isbi2012-cpu.yaml")
-    parser.add_argument("--steps", type=int, default=1000, help="of an ablation's units: ten minutes on two cores")
+    parser.add_argument("--steps", type=int, default=1000, help="of short units: ten minutes on two cores")
     parser.add_argument("--only", nargs="*", help="units to measure; all where left out")
     parser.add_argument("--results", type=Path)
     chosen = parser.parse_args(arguments)
