@@ -10,7 +10,6 @@ the table, keeps results/first_block.json, exits with 1 where the aim is missed.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from ending import end
 from kept import kept_rounds
 from machine import commit, machine
 from pairs import estimate
@@ -60,12 +60,7 @@ def command_seconds(home: Path, work: Workload) -> float:
     try:
         return _first_shard(home / "volumes" / f"{name}.zarr" / "0" / "c", child, begun)
     finally:
-        child.send_signal(signal.SIGINT)
-        try:
-            child.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        end(child)
 
 
 def _first_shard(folder: Path, child: subprocess.Popen[bytes], begun: float) -> float:

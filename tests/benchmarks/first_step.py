@@ -10,7 +10,6 @@ Both start cold, in turns. Prints the table, keeps results/first_step.json, exit
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import yaml
 from bare_step import BareLoop, recipe_of, synthetic_batches
+from ending import end
 from machine import ROOT, machine
 from pairs import PAIRS, estimate, interleaved
 from report import Aim, Outcome, tell
@@ -46,12 +46,7 @@ def command_seconds(home: Path, config: Path) -> float:
     try:
         return _first_line(home / "runs" / name / "progress.jsonl", child, begun)
     finally:
-        child.send_signal(signal.SIGINT)
-        try:
-            child.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        end(child)
 
 
 def _first_line(progress: Path, child: subprocess.Popen[bytes], begun: float) -> float:

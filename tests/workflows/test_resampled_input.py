@@ -201,3 +201,9 @@ def test_its_identity_is_the_stored_volume_s_and_it_is_not_written_to(tmp_path: 
         read.write(Box.whole(read.shape), np.zeros(read.shape, np.uint8))
     with pytest.raises(ValueError, match=r"it needs one interval per axis inside \[0:3, 0:41, 0:60\]"):
         read.read(Box((0, 0, 0), (3, 42, 60)))
+
+
+def test_what_is_not_stored_is_never_resampled(bundle: Path, raw: Path, home: Path, capsys: Capsys) -> None:
+    next(file for file in sorted((raw / "0" / "c").rglob("*")) if file.is_file()).unlink()
+    words = ("predict", "--volume", "raw", "--model", bundle, "--output", "out", "--resample", "true", *SERIAL)
+    assert "does not store all of its chunks, and is to be resampled" in refusal(capsys, home, *words)
