@@ -91,10 +91,13 @@ def test_the_lease_is_held_from_claim_to_end_and_not_for_each_pass_alone(tmp_pat
 
 
 def test_a_refused_claim_leaves_no_trace(tmp_path: Path) -> None:
+    """What came after the plan is found by the claim; what was there before, by the plan."""
     settings = OutputSettings(**SETTINGS)  # type: ignore[arg-type]
+    output = plan(tmp_path / "out.zarr", settings)
     (tmp_path / "out.zarr").mkdir()
     (tmp_path / "out.zarr" / "thesis.txt").write_text("x")
-    output = plan(tmp_path / "out.zarr", settings)
+    with pytest.raises(FileExistsError, match=r"holds thesis.txt"):
+        plan(tmp_path / "out.zarr", settings)
     for one in (settings, OutputSettings(**SETTINGS, overwrite=True)):  # type: ignore[arg-type]
         with pytest.raises(FileExistsError, match=r"holds thesis.txt"), claimed_output(output, one):
             pass
