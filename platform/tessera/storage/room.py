@@ -31,7 +31,7 @@ def check_writable(place: Place) -> None:
         return
     nearest = _nearest(place)
     if not nearest.is_dir():
-        raise NotADirectoryError(f"{nearest} is a file, so {place} cannot be made below it. Give another output.")
+        raise NotADirectoryError(f"{place} cannot be made: {nearest} is a file. Give an output in a folder.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise PermissionError(
             f"{place} cannot be written: this user may not write in {nearest}. Give another output, such as a name "

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from tessera.storage.locations import Place
 from tessera.storage.objects import exists
 from tessera.storage.ome import OmeZarr
 from tessera.storage.removal import check_removable, remove_output
+from tessera.storage.room import check_writable
 from tessera.storage.stores import describe
 from tessera.storage.validity import add_validity
 from tessera.storage.volumes import Volume, create_volume, is_ours, open_volume, update_attributes
@@ -128,27 +127,20 @@ def plan_output(
 
 
 def check_free(place: Place) -> None:
-    """Refuse a place where nothing of ours lies and nothing can be made, before a job starts its workers.
+    """Refuse a place where something that is not ours lies, or nothing can be written, before a job starts its workers.
 
     Raises:
       FileExistsError: something that tessera did not make is there.
-      NotADirectoryError, PermissionError: no folder can be made there.
+      NotADirectoryError, PermissionError: no folder can be made there, or nothing written in it.
       OSError: the store cannot be reached, or refuses.
     """
-    if is_ours(place):
-        return
-    held = describe(place) if exists(place) else "an empty folder"
+    held = describe(place) if exists(place) and not is_ours(place) else "an empty folder"
     if held != "an empty folder":
         raise FileExistsError(
             f"{place} is {held} that tessera did not make: it would be overwritten. Give another output, or remove it "
             "yourself."
         )
-    if isinstance(place, Path):
-        nearest = next(folder for folder in (place, *place.parents) if folder.exists())
-        if not nearest.is_dir():
-            raise NotADirectoryError(f"{place} cannot be made: {nearest} is a file. Give an output in a folder.")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise PermissionError(f"{place} cannot be made: nothing may be written in {nearest}. Give another output.")
+    check_writable(place)
 
 
 def digest_of(facts: Mapping[str, Any]) -> str:

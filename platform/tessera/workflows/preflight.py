@@ -20,7 +20,7 @@ from tessera.storage.ledger_job import check_job, has_job, ledger_path
 from tessera.storage.ledger_states import read_states
 from tessera.storage.objects import exists
 from tessera.storage.removal import check_removable
-from tessera.storage.room import check_writable, free_bytes
+from tessera.storage.room import free_bytes
 from tessera.workflows.outputs import OutputPlan
 from tessera.workflows.status import told_seconds
 
@@ -97,7 +97,7 @@ def forecast(
     Raises:
       FileExistsError: something else is at the output's place.
       OutputInUseError: another driver works on it.
-      PermissionError, OSError: it cannot be written, or its disk is too small.
+      OSError: its disk is too small.
       ValueError: it is another job's.
     """
     done, failed = _found(output, settings)
@@ -130,7 +130,6 @@ def forecast(
 def _found(output: OutputPlan, settings: OutputSettings) -> tuple[int, int]:
     """How many blocks are done, and how many were given up and would stay so."""
     place = output.path
-    check_writable(place)
     seen = sight(ledger_path(place))
     if seen is not None and seen.is_held:
         raise OutputInUseError(f"{place} is in use: another driver works on it ({seen}). Wait for it, or end it.")
@@ -170,12 +169,7 @@ def voxels_read(grid: BlockGrid, halo: Sequence[int]) -> int:
 
 
 def log_forecast(output: OutputPlan) -> None:
-    """Say what a real job writes, and warn where its disk may become full; the output can be written, or is refused.
-
-    Raises:
-      PermissionError, OSError: it cannot be written.
-    """
-    check_writable(output.path)
+    """Say what a real job writes, and warn where its disk may become full."""
     free, write = free_bytes(output.path), prod(output.shape) * output.itemsize
     _log.info("%s: %d blocks, %s of voxels before compression", output.path, len(output.grid), told_bytes(write))
     if free is not None and free < write:
