@@ -97,7 +97,7 @@ def portion(cluster: ClusterSize, concurrent: int) -> ClusterSize:
     """What each of several trials at once may take of a cluster.
 
     >>> portion(ClusterSize(32, 4, node_cpus=16), 4)
-    ClusterSize(cpus=8.0, gpus=1, node_cpus=8.0)
+    ClusterSize(cpus=8.0, gpus=1, node_cpus=8.0, listed=())
     """
     cpus = cluster.cpus / concurrent
     return ClusterSize(cpus, cluster.gpus // concurrent, min(cluster.node_cpus, cpus))
