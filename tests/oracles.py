@@ -102,3 +102,19 @@ def information_by_entropies(truth, proposal):
 def entropy(names):
     """Entropy in nats of a list of names."""
     return -sum(n / len(names) * math.log(n / len(names)) for n in Counter(names).values())
+
+
+def adapted_rand_of_cremi(truth, proposal):
+    """CREMI's adapted Rand error, precision and recall, from a dense table.
+
+    Truth 0 is ignored, proposal 0 joins nothing, and its voxels enter with one n-th each, n being all voxels.
+    """
+    table = np.zeros((truth.max() + 1, proposal.max() + 1))
+    for i, j in zip(truth.ravel(), proposal.ravel(), strict=True):
+        table[i, j] += 1
+    scored, joined = table[1:], table[1:, 1:]
+    loose = table[1:, 0].sum() / truth.size
+    both = (joined**2).sum() + loose
+    precision = both / ((joined.sum(axis=0) ** 2).sum() + loose)
+    recall = both / (scored.sum(axis=1) ** 2).sum()
+    return 1 - 2 * precision * recall / (precision + recall), precision, recall

@@ -32,13 +32,24 @@ def mask(shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def put_volume(
-    path: Path, voxels: NDArray[Any], voxel_size_nm: tuple[float, float, float] = (50, 4, 4), **attributes: Any
+    path: Path,
+    voxels: NDArray[Any],
+    voxel_size_nm: tuple[float, float, float] = (50, 4, 4),
+    translation_nm: tuple[float, float, float] | None = None,
+    **attributes: Any,
 ) -> Path:
     """Write a finished volume, in one shard, as our own jobs leave it; `attributes` add to or replace its own."""
     own = {"complete": True, "invalid_sections": [], **attributes}
     layout = (1,) * (voxels.ndim - 3) + voxels.shape[-3:]
     volume = create_volume(
-        path, voxels.shape, voxels.dtype, voxel_size_nm=voxel_size_nm, chunk=layout, shard=layout, attributes=own
+        path,
+        voxels.shape,
+        voxels.dtype,
+        voxel_size_nm=voxel_size_nm,
+        chunk=layout,
+        shard=layout,
+        attributes=own,
+        translation_nm=translation_nm,
     )
     volume.write(Box.whole(voxels.shape), voxels)
     return path

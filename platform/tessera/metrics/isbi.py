@@ -261,9 +261,10 @@ def agreement(truth: NDArray[np.integer[Any]], proposal: NDArray[np.integer[Any]
     Source: Arganda-Carreras et al. 2015, as rescored in January 2016.
     """
     table = count_overlaps(truth, proposal)
-    n, single = table.total, int(table.proposal_sizes[0])
-    a, b = table.truth_sizes[1:] / n, table.proposal_sizes[1:] / n
-    joint = table.count[table.proposal > 0] / n
+    proposed = table.where(table.proposal > 0)
+    n, single = table.total, table.total - proposed.total
+    a, b = table.truth_sizes[1] / n, proposed.proposal_sizes[1] / n
+    joint = proposed.count / n
     rand_a = float(np.sum(a**2))
     rand_b = float(np.sum(b**2)) + single / n**2
     rand_ab = float(np.sum(joint**2)) + single / n**2

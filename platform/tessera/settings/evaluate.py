@@ -5,22 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tessera.images.targets import UnknownLabel
-from tessera.settings.common import StorageSettings, TrackingSettings, check_unknown_label
+from tessera.settings.common import RunnerSettings, StorageSettings, TrackingSettings, check_unknown_label
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
-    """Score membrane probability against ground truth with the ISBI 2012 metrics.
+class EvaluateSettings(RunnerSettings):
+    """Score membrane probability with the ISBI 2012 metrics, or 3D cells by VOI, Rand and CREMI score.
 
     Args:
-      volume: the probability volume that `tessera predict` wrote: a name, a path or a URL.
-      labels: the ground truth, of the same shape: 0 is membrane, any other value is cell.
-      sections: which sections to score, such as 24-29; null takes all valid ones.
+      volume: the probability volume that `tessera predict` wrote: a name, a path or a URL; without it `cells` are
+        scored.
+      labels: the ground truth. For a probability 0 is membrane and any other value cell; for cells each object has an
+        id of its own, and voxels of id 0 are not scored. Labels that are a part of the volume lie where their
+        translation says.
+      sections: which sections of the labels to score, such as 24-29; null takes all valid ones.
       threshold: the frozen threshold whose scores come first; null takes the one chosen in training.
       invert_labels: true where the labels say 0 for cell and anything else for membrane.
-      unknown_label: the labels' value for pixels that nobody annotated, which are not scored: a number, or largest for
-        the greatest of the labels' type, as in CREMI; null where all is annotated.
-      cells: the label volume that `tessera segment` wrote, to be shown beside the truth in the run's pictures.
+      unknown_label: the labels' value for voxels that nobody annotated, which are not scored: a number, or largest for
+        the greatest of the labels' type, as in CREMI; null where all is annotated. The largest uint64 always means
+        unknown where cells are scored.
+      cells: a volume of ids. With `volume` it is shown beside the truth in the run's pictures; alone it is scored,
+        block by block.
+      engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
+      workers: number of actors; 0 chooses one per GPU, else one per 8 cores.
+      attempts: tries a block gets before it is listed as failed and the rest goes on.
+      retry_failed: try blocks that an earlier run gave up again; without it they stay listed as failed.
+      recheck: count the overlaps of every block again whose table is not as it was recorded.
+      lease_expiry_s: seconds without a sign of life of this job's driver after which another machine may go on with its
+        blocks; on the same machine a driver that is gone is known at once.
       tracking: where MLflow keeps the run.
       storage: how volumes in object stores are reached.
     """
@@ -36,9 +48,17 @@ class EvaluateSettings:
     storage: StorageSettings = field(default_factory=StorageSettings)
 
     def __post_init__(self) -> None:
-        for name, example in (("volume", "my-membranes"), ("labels", "my-labels")):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is not given. Try --{name} {example}.")
+        super().__post_init__()
+        if not self.volume and self.cells is None:
+            raise ValueError("volume is not given. Try --volume my-membranes, or --cells my-cells to score cells.")
+        if not self.labels:
+            raise ValueError("labels is not given. Try --labels my-labels.")
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold} is no probability below 1. Try 0.5.")
         check_unknown_label("unknown_label", self.unknown_label)
+        for name in ("threshold", "invert_labels"):
+            if not self.volume and getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} without volume: cells have no threshold, and their truth is ids, so "
+                    "it would be passed over. Leave it out, or give --volume."
+                )

@@ -1,4 +1,7 @@
-"""Membrane probability against ground truth: the ISBI 2012 metrics per section, with pictures and the lineage."""
+"""Against ground truth: the ISBI 2012 metrics of membrane probability per section, or the scores of 3D cells.
+
+Either way with pictures and the lineage. How cells are scored is said in `instance_scores`.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from tessera.tracking.curves import log_threshold_curve
 from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 from tessera.workflows.annotated import check_is_labels, check_membrane_share
+from tessera.workflows.instance_scores import score_cells
 from tessera.workflows.outputs import open_finished
 from tessera.workflows.panels import SectionPanels
 from tessera.workflows.plain import plain
@@ -35,7 +39,20 @@ _log = logging.getLogger(__name__)
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Run the workflow; returns the scores as JSON values.
 
-    The value at the frozen threshold comes first; the maximum over thresholds, which published tables use, beside it.
+    Of a probability the value at the frozen threshold comes first; the maximum over thresholds, which published tables
+    use, beside it.
+
+    Raises:
+      ValueError, OSError: the volumes do not fit each other.
+      BlocksFailedError: some blocks of cells could not be counted.
+    """
+    if not settings.volume:
+        return score_cells(settings)
+    return score_probability(settings)
+
+
+def score_probability(settings: EvaluateSettings) -> dict[str, Any]:
+    """The ISBI 2012 scores of a probability volume.
 
     Raises:
       ValueError, OSError: the volumes do not fit each other.

@@ -47,7 +47,7 @@ class SectionPanels:
 
     def of(self, z: int) -> dict[str, NDArray[Any]]:
         """Panels of one section, in the probability's numbering, pixel for pixel."""
-        box = _middle(z, self.probability.shape)
+        box = middle_of_section(z, self.probability.shape)
         raw = raw_behind(self.probability, box)
         panels: dict[str, NDArray[Any]] = {} if raw is None else {"raw": shown_grey(raw)}
         panels["membrane probability"] = decode(self.probability.read(box)[0])
@@ -59,7 +59,8 @@ class SectionPanels:
         return panels
 
 
-def _middle(z: int, shape: tuple[int, ...]) -> Box:
+def middle_of_section(z: int, shape: tuple[int, ...]) -> Box:
+    """What is shown of a section: all of it, or its middle where it is larger than a browser likes."""
     extents = [min(n, LARGEST_PX) for n in shape[1:]]
     starts = [(n - extent) // 2 for n, extent in zip(shape[1:], extents, strict=True)]
     return Box((z, *starts), (z + 1, *(a + b for a, b in zip(starts, extents, strict=True))))

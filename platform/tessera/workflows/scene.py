@@ -108,7 +108,7 @@ def find_scene(settings: ViewSettings) -> Scene:
     """
     volume = open_volume(input_path(settings.volume, anonymous=settings.storage.anonymous))
     layers: dict[LayerKind, Layer] = {}
-    for one in _with_inputs(volume):
+    for one in inputs_of(volume):
         kind = kind_of(one)
         if kind in layers:
             _log.warning("%s is left out: there is %s already", one.url, layers[kind].volume.url)
@@ -124,7 +124,8 @@ def kind_of(volume: Volume) -> LayerKind:
     return "labels" if volume.dtype.name in ("uint32", "uint64") else "raw"
 
 
-def _with_inputs(volume: Volume) -> Iterator[Volume]:
+def inputs_of(volume: Volume) -> Iterator[Volume]:
+    """A volume, what it was made from, and so on, as far as that is still there."""
     found: Volume | None = volume
     while found is not None:
         yield found
