@@ -10,17 +10,18 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 UV="${UV:-uv}"
 lowest=3.11
+extras=(--extra dev --extra gpu --extra server)
 held="$(mktemp)"
 trap 'rm -f "$held"' EXIT
 
 # graphene 3.4 names no highest python-dateutil, and the resolver would go back to it for the sake of a newer one.
 echo 'graphene>=3.4.3' >"$held"
 
-"$UV" pip compile pyproject.toml --extra dev --universal --python-version "$lowest" --upgrade --constraint "$held" \
-  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file infra/constraints.txt
+"$UV" pip compile pyproject.toml "${extras[@]}" --universal --python-version "$lowest" --upgrade \
+  --constraint "$held" --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file infra/constraints.txt
 
 for python in 3.11 3.12 3.13; do
-  "$UV" pip compile pyproject.toml --extra dev --python-version "$python" --constraint infra/constraints.txt \
-    --quiet --output-file /dev/null
+  "$UV" pip compile pyproject.toml "${extras[@]}" --python-version "$python" \
+    --constraint infra/constraints.txt --quiet --output-file /dev/null
   echo "resolves on Python $python"
 done
