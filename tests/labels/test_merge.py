@@ -1,4 +1,4 @@
-"""Edges become one consecutive numbering, whatever their order, with memory for the ids they name alone."""
+"""Counts, rims and roots become one consecutive numbering, with memory for rim labels alone."""
 
 import pickle
 
@@ -7,116 +7,111 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.labels.merge import (
-    apply_lookup,
-    consecutive_numbering,
-    provisional_edges,
-    provisional_offsets,
-    resolve,
-)
-
-NO_EDGES = np.empty((0, 2), np.uint64)
-
-
-def as_edges(rows):
-    return np.array(rows, np.uint64).reshape(-1, 2)
+from tessera.labels.disjoint import DisjointSets
+from tessera.labels.merge import apply_lookup, consecutive_numbering, running_starts
 
 
 @st.composite
 def labelled_blocks(draw):
-    """Counts of blocks, and edges between any of their provisional ids."""
+    """Of each block its count and its rim, and edges between rim numbers."""
     counts = draw(st.lists(st.integers(0, 5), min_size=1, max_size=6))
-    ids = st.integers(1, sum(counts)) if sum(counts) else st.nothing()
-    return counts, draw(st.lists(st.tuples(ids, ids), max_size=12)) if sum(counts) else []
+    rims = [sorted(draw(st.sets(st.integers(1, count)))) if count else [] for count in counts]
+    numbers = sum(map(len, rims))
+    ends = st.integers(0, numbers - 1) if numbers else st.nothing()
+    return counts, rims, draw(st.lists(st.tuples(ends, ends), max_size=12)) if numbers else []
 
 
-def smallest_members(ids, edges):
-    """Smallest id of each one's component, by relaxing every edge until nothing changes."""
-    root = {i: i for i in ids}
-    changed = True
-    while changed:
-        changed = False
-        for a, b in edges:
-            low = min(root[a], root[b])
-            changed |= root[a] != low or root[b] != low
-            root[a] = root[b] = low
-    return root
+def joined(count, edges):
+    sets = DisjointSets(count)
+    sets.join(np.array(edges, np.int64).reshape(-1, 2))
+    return sets.roots()
 
 
-edge_lists = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), max_size=25)
-
-
-@given(edge_lists)
-def test_every_id_finds_the_smallest_of_its_component(edges):
-    ids, roots = resolve(as_edges(edges))
-    expected = smallest_members({i for edge in edges for i in edge}, edges)
-    assert (ids.dtype, roots.dtype) == (np.uint64, np.uint64)
-    assert ids.tolist() == sorted(expected)
-    assert dict(zip(ids.tolist(), roots.tolist(), strict=True)) == expected
-
-
-@given(edge_lists, st.randoms(use_true_random=False))
-def test_the_order_and_direction_of_edges_change_nothing(edges, random):
-    shuffled = [edge[::-1] if random.random() < 0.5 else edge for edge in random.sample(edges, len(edges))]
-    for one, other in zip(resolve(as_edges(edges)), resolve(as_edges(shuffled)), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def test_ids_past_double_precision_stay_apart():
-    ids, roots = resolve(as_edges([[2**64 - 1, 2**64 - 2], [2**53, 2**53 + 1]]))
-    assert ids.tolist() == [2**53, 2**53 + 1, 2**64 - 2, 2**64 - 1]
-    assert roots.tolist() == [2**53, 2**53, 2**64 - 2, 2**64 - 2]
-
-
-def test_a_chain_of_a_million_resolves():
-    ids = np.random.default_rng(0).permutation(np.arange(1, 1_000_001, dtype=np.uint64))
-    _, roots = resolve(np.stack([ids[:-1], ids[1:]], axis=1))
-    assert (roots == 1).all()
+def expected_names(counts, rims, roots):
+    """Final ids one by one: through the blocks, each block's rim first; an object known already keeps its name."""
+    names, number, total = {}, 0, 0
+    tables = []
+    for count, rim in zip(counts, rims, strict=True):
+        table = {0: 0}
+        for local in rim:
+            root = roots[number]
+            number += 1
+            if root not in names:
+                total += 1
+                names[root] = total
+            table[local] = names[root]
+        for local in (i for i in range(1, count + 1) if i not in rim):
+            total += 1
+            table[local] = total
+        tables.append([table[i] for i in range(count + 1)])
+    return tables, total
 
 
 @settings(max_examples=200)
 @given(labelled_blocks())
-def test_final_ids_are_consecutive_in_the_order_of_each_smallest_member(blocks):
-    counts, edges = blocks
-    numbering = consecutive_numbering(counts, as_edges(edges))
-    root = smallest_members(range(1, sum(counts) + 1), edges)
-    names = {smallest: k for k, smallest in enumerate(sorted(set(root.values())), start=1)}
-    got = [numbering.lookup(block) for block in range(len(counts))]
-    assert all(table[0] == 0 and table.dtype == np.uint64 for table in got)
-    assert [len(table) - 1 for table in got] == counts
-    assert np.concatenate([table[1:] for table in got]).tolist() == [names[root[i]] for i in sorted(root)]
-    assert numbering.total == len(names)
-    assert numbering.blocks == len(counts)
+def test_final_ids_are_consecutive_by_block_and_rim(blocks):
+    counts, rims, edges = blocks
+    sizes = list(map(len, rims))
+    roots = joined(sum(sizes), edges)
+    numbering = consecutive_numbering(counts, sizes, roots)
+    arrays = [np.array(rim, np.uint32) for rim in rims]
+    got = [numbering.of(block).lookup(counts[block], arrays[block]) for block in range(len(counts))]
+    tables, total = expected_names(counts, rims, roots.tolist())
+    assert all(table.dtype == np.uint64 for table in got)
+    assert [table.tolist() for table in got] == tables
+    assert (numbering.total, numbering.blocks) == (total, len(counts))
 
 
-def test_memory_follows_the_edges_and_not_the_labels():
-    numbering = consecutive_numbering([10**12, 10**12, 3], as_edges([[1, 10**12 + 1], [5, 2 * 10**12 + 2]]))
-    assert len(numbering.absorbed) == 2
-    assert numbering.total == 2 * 10**12 + 3 - 2
-    assert numbering.lookup(2).tolist() == [0, 2 * 10**12, 5, 2 * 10**12 + 1]
-
-
-def test_blocks_without_edges_are_numbered_on():
-    numbering = consecutive_numbering([2, 0, 3], NO_EDGES)
-    assert [numbering.lookup(block).tolist() for block in range(3)] == [[0, 1, 2], [0], [0, 3, 4, 5]]
+def test_memory_follows_the_rim_and_not_the_labels():
+    numbering = consecutive_numbering([10**12, 10**12, 3], [1, 2, 0], joined(3, [(0, 2)]))
+    assert len(numbering.finals) == 3
+    assert numbering.total == 2 * 10**12 + 3 - 1
+    assert numbering.of(1).rim.tolist() == [10**12 + 1, 1]
+    assert numbering.of(2).lookup(3, np.empty(0, np.uint32)).tolist() == [0, *(2 * 10**12 - 1 + i for i in (1, 2, 3))]
 
 
 def test_no_blocks_have_no_labels():
-    numbering = consecutive_numbering([], NO_EDGES)
+    numbering = consecutive_numbering([], [], joined(0, []))
     assert (numbering.total, numbering.blocks) == (0, 0)
 
 
-def test_a_numbering_survives_pickling():
-    numbering = consecutive_numbering([3, 2], as_edges([[3, 4]]))
-    again = pickle.loads(pickle.dumps(numbering))
-    assert [again.lookup(b).tolist() for b in (0, 1)] == [[0, 1, 2, 3], [0, 3, 4]]
+def test_a_block_s_share_survives_pickling_and_holds_no_other_block_s():
+    numbering = consecutive_numbering([10**6, 2], [10**6, 1], joined(10**6 + 1, [(3, 10**6)]))
+    sent = pickle.dumps(numbering.of(1))
+    assert len(sent) < 1000
+    assert pickle.loads(sent).lookup(2, np.array([2], np.uint32)).tolist() == [0, 10**6 + 1, 4]
 
 
-def test_local_edges_become_provisional_ones():
-    offsets = provisional_offsets([3, 2, 4])
-    edges = provisional_edges(as_edges([[3, 1], [2, 4]]), offsets[0], offsets[2])
-    assert edges.dtype == np.uint64
-    assert edges.tolist() == [[3, 6], [2, 9]]
+def test_starts_are_running_sums():
+    assert running_starts([3, 0, 2]).tolist() == [0, 3, 3, 5]
+    with pytest.raises(ValueError, match="negative value, -1: blocks would share"):
+        running_starts([2, -1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "rims", "roots", "message"),
+    [
+        ([3], [1, 1], 2, r"1 blocks with 3 labels, 2 with 2 rim labels"),
+        ([3, 1], [1, 2], 3, r"2 blocks with 4 labels, 2 with 3 rim labels: the rim is part"),
+        ([3, 1], [1, 1], 3, r"3 roots for 2 rim labels"),
+    ],
+)
+def test_counts_of_other_blocks_are_refused(labels, rims, roots, message):
+    with pytest.raises(ValueError, match=message):
+        consecutive_numbering(labels, rims, joined(roots, []))
+
+
+@pytest.mark.parametrize("block", [-1, 2])
+def test_a_block_that_was_not_numbered_is_refused(block):
+    with pytest.raises(ValueError, match=rf"block={block} is not one of this numbering's 2"):
+        consecutive_numbering([3, 2], [0, 0], joined(0, [])).of(block)
+
+
+@pytest.mark.parametrize("rim", [[], [1, 2], [0], [4]])
+def test_the_rim_of_another_block_is_refused(rim):
+    ids = consecutive_numbering([3], [1], joined(1, [])).of(0)
+    with pytest.raises(ValueError, match=r"they are another block's, and its labels would take strangers' ids"):
+        ids.lookup(3, np.array(rim, np.uint32))
 
 
 @given(st.lists(st.integers(0, 4), max_size=30), st.sampled_from([np.uint8, np.uint32, np.uint64]))
@@ -125,34 +120,6 @@ def test_lookups_replace_every_label(labels, dtype):
     final = apply_lookup(np.array(labels, dtype), lookup)
     assert final.dtype == np.uint64
     assert final.tolist() == [int(lookup[i]) for i in labels]
-
-
-@pytest.mark.parametrize("edges", [np.ones((2, 2), np.int64), np.ones((2, 3), np.uint64), np.ones(2, np.uint64)])
-def test_edges_of_another_kind_are_refused(edges):
-    message = r"must be uint64, \(n, 2\).*2\*\*53"
-    with pytest.raises(ValueError, match=message):
-        resolve(edges)
-    with pytest.raises(ValueError, match=message):
-        provisional_edges(edges, 0, 1)
-    with pytest.raises(ValueError, match=message):
-        consecutive_numbering([9], edges)
-
-
-@pytest.mark.parametrize("wrong", [0, 6])
-def test_an_edge_to_a_label_that_no_block_has_is_refused(wrong):
-    with pytest.raises(ValueError, match=rf"name the id {wrong}, but the blocks' counts allow 1 to 5"):
-        consecutive_numbering([3, 2], as_edges([[3, wrong]]))
-
-
-def test_a_negative_count_is_refused():
-    with pytest.raises(ValueError, match="negative value, -1: blocks would share"):
-        provisional_offsets([2, -1])
-
-
-@pytest.mark.parametrize("block", [-1, 2])
-def test_a_block_that_was_not_numbered_is_refused(block):
-    with pytest.raises(ValueError, match=rf"block={block} is not one of this numbering's 2"):
-        consecutive_numbering([3, 2], NO_EDGES).lookup(block)
 
 
 @pytest.mark.parametrize(

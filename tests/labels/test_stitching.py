@@ -2,15 +2,19 @@
 
 from itertools import product
 
+import dask.array
 import numpy as np
 import pytest
+from dask_image import ndmeasure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from scipy import ndimage
 
 from oracles import same_up_to_renaming, whole_labels
 from tessera.labels.components import label_block
-from tessera.labels.merge import apply_lookup, consecutive_numbering, provisional_edges, provisional_offsets
+from tessera.labels.disjoint import DisjointSets
+from tessera.labels.merge import apply_lookup, consecutive_numbering, running_starts
 from tessera.labels.seams import Connectivity, Faces, faces_of, neighbour_offsets, seam_edges
 
 
@@ -23,14 +27,15 @@ def cut(shape, block):
     }
 
 
-def seams(faces, offsets, connectivity):
-    """Provisional edges of every pair of neighbouring blocks."""
+def seams(faces, rims, starts, connectivity):
+    """What touches across every seam, as rim numbers."""
     order = {index: k for k, index in enumerate(faces)}
     for a, step in product(faces, neighbour_offsets(connectivity)):
         b = tuple(i + s for i, s in zip(a, step, strict=True))
         if b in faces:
             pairs = seam_edges(faces[a], faces[b], step, connectivity)
-            yield provisional_edges(pairs, offsets[order[a]], offsets[order[b]])
+            ends = [np.searchsorted(rims[at], pairs[:, k]) + starts[order[at]] for k, at in enumerate((a, b))]
+            yield np.stack(ends, axis=1)
 
 
 def stitch(mask, block, connectivity, rng=None):
@@ -39,37 +44,52 @@ def stitch(mask, block, connectivity, rng=None):
     local = {index: label_block(mask[box], connectivity) for index, box in boxes.items()}
     stored = {index: faces_of(labels, connectivity).to_arrays() for index, (labels, _) in local.items()}
     faces = {index: Faces.from_arrays(named) for index, named in stored.items()}
-    counts = [count for _, count in local.values()]
-    edges = np.concatenate(
-        [np.empty((0, 2), np.uint64), *seams(faces, provisional_offsets(counts), connectivity)], axis=0
-    )
+    rims = {index: found.rim() for index, found in faces.items()}
+    sizes = [len(rim) for rim in rims.values()]
+    starts = running_starts(sizes)
+    edges = np.concatenate([np.empty((0, 2), np.int64), *seams(faces, rims, starts, connectivity)])
     if rng is not None:
         edges = rng.permuted(rng.permutation(edges, axis=0), axis=1)
-    numbering = consecutive_numbering(counts, edges)
+    sets = DisjointSets(sum(sizes))
+    for part in np.array_split(edges, 3):
+        sets.join(part)
+    numbering = consecutive_numbering([count for _, count in local.values()], sizes, sets.roots())
     out = np.zeros(mask.shape, np.uint64)
     for k, (index, box) in enumerate(boxes.items()):
-        out[box] = apply_lookup(local[index][0], numbering.lookup(k))
+        labels, count = local[index]
+        out[box] = apply_lookup(labels, numbering.of(k).lookup(count, rims[index]))
     return out, numbering.total, boxes
 
 
 def assert_stitched(mask, block, connectivity):
-    """Same objects as the whole array's, and ids 1..N in the order in which blocks, then voxels, first show them."""
+    """Same objects as the whole array's by scipy and by cc3d; ids 1..N, by the first block that has a part of each."""
     out, total, boxes = stitch(mask, block, connectivity)
     expected, count = whole_labels(mask, connectivity.value)
     assert total == count
     assert same_up_to_renaming(out, expected)
-    walked = np.concatenate([out[box].ravel() for box in boxes.values()])
-    ids, first = np.unique(walked[walked > 0], return_index=True)
-    assert ids.tolist() == list(range(1, count + 1))
-    assert (np.diff(first) > 0).all()
+    whole, _ = label_block(mask, connectivity)
+    assert same_up_to_renaming(out, whole)
+    first_seen = np.zeros(total + 1, int)
+    for k, box in reversed(list(enumerate(boxes.values()))):
+        first_seen[np.unique(out[box])] = k
+    assert np.unique(out[out > 0]).tolist() == list(range(1, count + 1))
+    assert (np.diff(first_seen[1:]) >= 0).all()
 
 
 @st.composite
 def cut_volumes(draw):
     """A mask and a block shape, down to one voxel thick and up to larger than the mask."""
-    shape = draw(array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6))
-    density = draw(st.sampled_from([0.15, 0.3, 0.5, 0.75, 1.0]))
-    mask = np.random.default_rng(draw(st.integers(0, 2**32))).random(shape) < density
+    shape = draw(array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=7))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    kind = draw(st.sampled_from(["random", "percolating", "spirals", "one giant object", "checkerboard"]))
+    if kind == "spirals":
+        mask = np.stack([np.rot90(spiral(13), k)[: shape[1], : shape[2]] for k in range(shape[0])])
+        mask ^= rng.random(mask.shape) < 0.03
+    elif kind == "checkerboard":
+        mask = np.indices(shape).sum(axis=0) % 2 == 0
+    else:
+        density = {"random": draw(st.floats(0, 1)), "percolating": rng.choice([0.1, 0.31, 0.59]), "one giant object": 1}
+        mask = rng.random(shape) < density[kind]
     return mask, draw(st.tuples(*(st.integers(1, n + 1) for n in shape)))
 
 
@@ -143,3 +163,16 @@ def test_a_larger_volume_stitches_at_the_percolation_threshold(connectivity):
     density = {4: 0.593, 8: 0.407, 6: 0.312, 18: 0.137, 26: 0.098}[connectivity.neighbours]
     mask = np.random.default_rng(11).random((20, 60, 70)) < density
     assert_stitched(mask, (7, 19, 32), connectivity)
+
+
+@pytest.mark.parametrize("connectivity", Connectivity)
+@pytest.mark.parametrize("block", [(1, 9, 20), (6, 10, 11)])
+def test_stitched_labels_are_those_of_dask_image(connectivity, block):
+    mask = np.random.default_rng(3).random((6, 18, 22)) < 0.45
+    reach = {4: 1, 8: 2, 6: 1, 18: 2, 26: 3}[connectivity.neighbours]
+    structure = ndimage.generate_binary_structure(3, reach)
+    structure[[0, 2]] &= not connectivity.per_section
+    theirs, count = ndmeasure.label(dask.array.from_array(mask, chunks=block), structure)
+    ours, total, _ = stitch(mask, block, connectivity)
+    assert total == int(count)
+    assert same_up_to_renaming(ours, theirs.compute())

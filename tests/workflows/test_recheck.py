@@ -131,7 +131,7 @@ def test_a_volume_whose_blocks_could_not_be_mended_is_not_whole(
     assert open_volume(volume).attributes["complete"] is False
 
 
-def test_faces_and_labels_of_a_segmentation_are_both_checked(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_faces_seams_and_labels_of_a_segmentation_are_all_checked(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     voxels = np.kron(grey((2, 8, 8)), np.ones((2, 8, 8), np.uint8))
     probability = put_volume(home / "p.zarr", voxels, kind=KIND)
     cells = home / "cells.zarr"
@@ -142,12 +142,14 @@ def test_faces_and_labels_of_a_segmentation_are_both_checked(home: Path, caplog:
     torn, gone = sorted((ledger_path(cells) / "faces").glob("faces-*"))[2:4]  # type: ignore[union-attr]
     torn.write_bytes(torn.read_bytes()[:-20])
     gone.unlink()
+    (ledger_path(cells) / "seams" / "edges-000000001.parquet").write_bytes(b"no table")  # type: ignore[union-attr]
     shards(cells)[5].write_bytes(b"no shard")
     segment(SegmentSettings(**settings, recheck=True))
     assert np.array_equal(open_volume(cells).array[:], whole)
-    again = [rows(cells, stage)[8:] for stage in ("faces", None)]
+    again = [rows(cells, stage)[8:] for stage in ("faces", None, "seams")]
     assert sorted(again[0]) == [(2, "done"), (2, "missing"), (3, "done"), (3, "missing")]
     assert sorted(again[1]) == [(5, "done"), (5, "missing")]
+    assert sorted(again[2]) == [(1, "done"), (1, "missing")]
     assert "block 3 [0:2, 32:64, 32:64]: it is not there" in caplog.text
 
 

@@ -23,8 +23,8 @@ from tessera.storage.ledger import read_rows
 from tessera.storage.volumes import open_volume
 from tessera.tracking.models import register_bundle
 from tessera.tracking.runs import tracked_run, tracking_uri
+from tessera.workflows import components as workflow
 from tessera.workflows import live
-from tessera.workflows import segment as workflow
 from tessera.workflows.predict import KIND, predict
 from tessera.workflows.segment import segment
 from volumes import grey, put_volume

@@ -91,7 +91,7 @@ def test_every_pass_of_a_workflow_is_told(tmp_path: Path, home: Path, capsys: Ca
     lines = tessera(capsys, "status", cells).out.splitlines()
     assert lines[0] == f"{cells}: finished"
     told = [line for line in lines if "blocks done" in line]
-    assert [line.partition(":")[0] for line in told] == ["segment, faces", "segment"]
+    assert [line.partition(":")[0] for line in told] == ["segment, faces", "segment, seams", "segment"]
     assert all(line.endswith("1 of 1 blocks done, 0 failed, 0 left") for line in told)
 
 

@@ -78,6 +78,12 @@ class Faces:
         """Bytes of all planes together."""
         return sum(plane.nbytes for plane in self.planes.values())
 
+    def rim(self) -> Labels:
+        """The local ids that touch a face: ascending, without background. Only they can be one with other blocks'."""
+        ids = [np.unique(plane) for plane in self.planes.values()]
+        found: Labels = np.unique(np.concatenate(ids)) if ids else np.empty(0, np.uint32)
+        return found[found > 0]
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Plain arrays to write anywhere: `shape` (int64, (3,)) and `z_low` ... `x_high`."""
         named = {f"{_AXES[axis]}_{_SIDES[side]}": plane for (axis, side), plane in self.planes.items()}

@@ -11,13 +11,13 @@ from tessera.settings.places import check_apart
 
 @dataclass(frozen=True)
 class SegmentSettings(TrackedOutputSettings):
-    """Cut membrane probability into cells: 2D components per section, stitched over blocks.
+    """Cut membrane probability into cells: components of each section or of the volume, stitched over blocks.
 
     Args:
       volume: the probability volume that `tessera predict` wrote: a name, a path or a URL.
       output: name, path or URL of the label volume.
       threshold: cell probability above which a pixel is cell; null takes the one chosen in training.
-      connectivity: 4 or 8 neighbours within a section.
+      connectivity: 4 or 8 neighbours within a section, each cut by itself; 6, 18 or 26 in the volume.
       block: voxels per task, z, y, x: a whole number of output shards; null takes one shard.
       chunk: voxels a reader of the output decodes at once; null chooses.
       shard: voxels per output object; null chooses.
@@ -40,7 +40,7 @@ class SegmentSettings(TrackedOutputSettings):
     volume: str = ""
     output: str = ""
     threshold: float | None = None
-    connectivity: Literal[4, 8] = 4
+    connectivity: Literal[4, 8, 6, 18, 26] = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,13 +22,13 @@ from tessera.storage.stacks import open_stack
 from tessera.storage.validity import valid_reader
 from tessera.storage.voxels import Volume
 from tessera.tracking.runs import check_tracking, tracking_uri
+from tessera.workflows.components import SegmentPlan, cells_of, plan_segmentation
 from tessera.workflows.ingest import plan_volume
 from tessera.workflows.models import find_model
 from tessera.workflows.outputs import OutputPlan, open_finished
 from tessera.workflows.predict import plan_prediction
 from tessera.workflows.predict_blocks import PredictPlan
 from tessera.workflows.preflight import Sample, forecast, told
-from tessera.workflows.segment import SegmentPlan, cells_of, plan_segmentation
 from tessera.workflows.worker_plan import planned
 
 _TIMES = 2

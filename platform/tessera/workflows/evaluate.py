@@ -27,11 +27,11 @@ from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 from tessera.workflows.annotated import check_is_labels, check_membrane_share
 from tessera.workflows.instance_scores import score_cells
+from tessera.workflows.membranes import CELLS, SECTION_CELLS
 from tessera.workflows.outputs import open_finished
 from tessera.workflows.panels import SectionPanels
 from tessera.workflows.plain import plain
 from tessera.workflows.predict import KIND as PROBABILITY
-from tessera.workflows.segment import KIND as CELLS
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def _cells(settings: EvaluateSettings, probability: Volume) -> Volume | None:
     if settings.cells is None:
         return None
     cells = _opened(settings, settings.cells)
-    if cells.shape != probability.shape or cells.attributes.get("kind") != CELLS:
+    if cells.shape != probability.shape or cells.attributes.get("kind") not in (CELLS, SECTION_CELLS):
         raise ValueError(
             f"cells {cells.url} hold {cells.attributes.get('kind')} of shape {cells.shape}, the probability has shape "
             f"{probability.shape}: they were not cut from it. Give the output of tessera segment on this volume."

@@ -41,12 +41,12 @@ from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 from tessera.workflows.alignment import Offset, labels_origin, met_by_labels
 from tessera.workflows.annotated import check_is_labels
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
+from tessera.workflows.membranes import SECTION_CELLS as PER_SECTION
 from tessera.workflows.outputs import OutputPlan, digest_of, open_finished
 from tessera.workflows.panels import middle_of_section, raw_behind
 from tessera.workflows.plain import plain
 from tessera.workflows.predict import KIND as PROBABILITY
 from tessera.workflows.scene import inputs_of
-from tessera.workflows.segment import KIND as PER_SECTION
 
 _log = logging.getLogger(__name__)
 
