@@ -53,3 +53,14 @@ def put_volume(
     )
     volume.write(Box.whole(voxels.shape), voxels)
     return path
+
+
+def walls(
+    shape: tuple[int, int, int], voxel_size: tuple[float, float, float] = (50, 4, 4), cells: int = 40, seed: int = 3
+) -> NDArray[np.float32]:
+    """Membrane probability around cells of all sizes: those of the nearest of random points, blurred."""
+    points = np.random.default_rng(seed).random((cells, 3)) * shape
+    scale = np.array(voxel_size) / voxel_size[-1]
+    voxels = np.stack(np.indices(shape), axis=-1)
+    nearest = np.sort([np.linalg.norm((voxels - point) * scale, axis=-1) for point in points], axis=0)
+    return np.exp(-(((nearest[1] - nearest[0]) / 3) ** 2)).astype(np.float32)

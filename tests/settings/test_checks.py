@@ -21,7 +21,7 @@ from tessera.settings.places import home as tessera_home
 from tessera.settings.places import input_path, local_input_path, output_path
 from tessera.settings.predict import PredictSettings, parse_roi
 from tessera.settings.sections import parse_sections
-from tessera.settings.segment import SegmentSettings
+from tessera.settings.segment import AgglomerationSettings, SegmentSettings, WatershedSettings
 from tessera.settings.train import (
     AnnotatedSections,
     DataSettings,
@@ -69,6 +69,11 @@ def _crop(crop: int, padding: str, depth: int) -> TrainSettings:
         (lambda: _predict(block=(0, 1, 1)), r"block=\[0, 1, 1\]: every extent"),
         (lambda: _segment(threshold=1.0), r"threshold=1\.0 is no probability below 1.*Try 0\.5"),
         (lambda: _segment(threshold=nan), r"threshold=nan is no probability"),
+        (lambda: WatershedSettings(smoothing_nm=-1), r"watershed\.smoothing_nm=-1 must be at least 0.*Try 8 and 96"),
+        (lambda: WatershedSettings(halo_px=0), r"watershed\.halo_px=0 at least 1: blocks without a voxel in common"),
+        (lambda: WatershedSettings(overlap=0), r"watershed\.overlap=0 is no share above 0\. Try 0\.5"),
+        (lambda: AgglomerationSettings(threshold=1.5), r"agglomeration\.threshold=1\.5 must be a probability"),
+        (lambda: AgglomerationSettings(link=0), r"agglomeration\.link=0 a share above 0\. Try 0\.5 and 0\.5"),
         (lambda: EvaluateSettings("v", ""), r"labels is not given\. Try --labels my-labels\."),
         (lambda: EvaluateSettings("v", "l", threshold=-0.1), r"threshold=-0\.1 is no probability.*Try 0\.5"),
         (lambda: RunnerSettings(workers=-1), r"workers=-1 must be at least 0 .*Try 0 and 3"),
@@ -245,3 +250,16 @@ def test_an_output_goes_to_a_url_that_can_be_written_to() -> None:
 def test_shards_are_refused_for_a_format_without_them() -> None:
     with pytest.raises(ValueError, match=r"shard=\[16, 64, 64\] with ome_zarr 0\.4.*give --block \[16, 64, 64\]"):
         _predict(ome_zarr="0.4", shard=(16, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("output", "fragments"),
+    [
+        ("cells", "cells-fragments"),
+        ("a/cells.zarr", "a/cells-fragments.zarr"),
+        ("s3://b/c.zarr/", "s3://b/c-fragments.zarr"),
+    ],
+)
+def test_fragments_lie_beside_the_cells(output: str, fragments: str) -> None:
+    assert _segment(output=output, method="watershed").fragments_name == fragments
+    assert _segment(output=output, method="watershed", fragments="mine").fragments_name == "mine"

@@ -47,7 +47,7 @@ def assert_predicted(output: Volume, bundle: Path) -> None:
     assert output.attributes["complete"] is True
 
 
-def test_the_local_config_and_that_of_segment_make_cells_of_a_volume_on_disk(
+def test_the_local_config_and_those_of_segment_make_cells_of_a_volume_on_disk(
     bundle: Path, home: Path, capsys: Capsys
 ) -> None:
     put_raw(home / "volumes" / "raw.zarr")
@@ -57,6 +57,9 @@ def test_the_local_config_and_that_of_segment_make_cells_of_a_volume_on_disk(
     cells = run(capsys, "segment", "segment.yaml", *SERIAL)
     assert cells.place == home / "volumes" / "isbi-cells.zarr"
     assert cells.attributes["threshold"] == 0.5 and cells.attributes["cells"] == cells.array[:].max() > 0
+    neurons = run(capsys, "segment", "segment-watershed.yaml", *SERIAL)
+    assert neurons.attributes["fragments"].endswith("isbi-fragments.zarr")
+    assert neurons.attributes["cells"] == neurons.array[:].max() > 0
 
 
 def test_the_s3_config_reads_and_writes_a_bucket(bundle: Path, s3: S3Server, capsys: Capsys) -> None:

@@ -23,12 +23,14 @@ from tessera.storage.validity import valid_reader
 from tessera.storage.voxels import Volume
 from tessera.tracking.runs import check_tracking, tracking_uri
 from tessera.workflows.components import SegmentPlan, cells_of, plan_segmentation
+from tessera.workflows.fragments import FragmentsPlan, cut_block
 from tessera.workflows.ingest import plan_volume
 from tessera.workflows.models import find_model
 from tessera.workflows.outputs import OutputPlan, open_finished
 from tessera.workflows.predict import plan_prediction
 from tessera.workflows.predict_blocks import PredictPlan
 from tessera.workflows.preflight import Sample, forecast, told
+from tessera.workflows.watershed import plan_watershed
 from tessera.workflows.worker_plan import planned
 
 _TIMES = 2
@@ -73,13 +75,18 @@ def predicted_tile(plan: PredictPlan, volume: Volume) -> Sample:
 
 
 def dry_segment(settings: SegmentSettings) -> str:
-    """What `segment` would do; one block is cut into cells.
+    """What `segment` would do; one block is cut into cells, or fragments.
 
     Raises:
       ValueError, OSError: it could not work.
     """
     _check_server(settings.tracking.uri)
     volume = open_finished(input_path(settings.volume, anonymous=settings.storage.anonymous))
+    if settings.method == "watershed":
+        whole = plan_watershed(settings, volume)
+        sample = partial(_cut_fragments, whole.fragments, volume, whole.made)
+        size, halo = volume.dtype.itemsize, whole.fragments.halo
+        return told(forecast(whole.output, settings, input_itemsize=size, halo=halo, sample=sample), settings)
     plan, output = plan_segmentation(settings, volume)
     found = forecast(
         output, settings, input_itemsize=2 * volume.dtype.itemsize, sample=partial(_cut_block, plan, volume, output)
@@ -94,6 +101,14 @@ def _cut_block(plan: SegmentPlan, volume: Volume, output: OutputPlan) -> Sample:
         return labels.astype(np.uint64)
 
     return _sample(work)
+
+
+def _cut_fragments(plan: FragmentsPlan, volume: Volume, output: OutputPlan) -> Sample:
+    """A block's watershed, by far the longest of what is done with it; once is enough to know."""
+    start = time.perf_counter()
+    local, _ = cut_block(plan, volume, valid_reader(volume), middle(Box.whole(output.shape), output.block))
+    labels = local.astype(np.uint64)
+    return Sample(labels.size, time.perf_counter() - start, stored_share(labels))
 
 
 def dry_ingest(settings: IngestSettings) -> str:

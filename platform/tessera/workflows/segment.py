@@ -17,13 +17,15 @@ from tessera.settings.places import home, input_path
 from tessera.settings.segment import SegmentSettings
 from tessera.storage.lease import Lease
 from tessera.storage.locations import Place
-from tessera.storage.volumes import Volume
+from tessera.storage.volumes import Volume, open_volume
 from tessera.tracking.runs import check_tracking, tracking_uri
 from tessera.workflows.block_jobs import session
 from tessera.workflows.components import plan_segmentation, run_passes
 from tessera.workflows.outputs import OutputPlan, claimed_output, open_finished, tracked_output
 from tessera.workflows.preflight import log_forecast
 from tessera.workflows.reporting import JobReports, reporting
+from tessera.workflows.segment_pictures import picture_cells
+from tessera.workflows.watershed import plan_watershed, run_watershed
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +37,12 @@ class SegmentJob:
     Attributes:
       output: the label volume to be made.
       run: all passes over it, once it is claimed; gives the number of cells.
+      fragments: where the fragments are that cells are merged from; None without.
     """
 
     output: OutputPlan
     run: Callable[[JobReports, Lease], int]
+    fragments: Place | None = None
 
 
 def segment(settings: SegmentSettings) -> Place:
@@ -60,7 +64,11 @@ def segment(settings: SegmentSettings) -> Place:
     ):
         if volume.attributes.get("run_id"):
             run.link("predicted_by", volume.attributes["run_id"])
+        drawn = open_volume(job.output.path).attributes.get("complete", False)
         cells = job.run(reports, lease)
+        if not drawn:
+            fragments = None if job.fragments is None else open_volume(job.fragments)
+            picture_cells(run, volume, fragments, open_volume(job.output.path))
     _log.info("%s: %d cells", job.output.path, cells)
     return job.output.path
 
@@ -69,7 +77,10 @@ def plan_job(settings: SegmentSettings, volume: Volume) -> SegmentJob:
     """Check everything that can be checked before work starts; nothing is touched.
 
     Raises:
-      ValueError: see `plan_segmentation`.
+      ValueError: see `plan_segmentation` and `plan_watershed`.
     """
+    if settings.method == "watershed":
+        whole = plan_watershed(settings, volume)
+        return SegmentJob(whole.output, partial(run_watershed, settings, whole), whole.made.path)
     plan, output = plan_segmentation(settings, volume)
     return SegmentJob(output, partial(run_passes, settings, plan, output))
