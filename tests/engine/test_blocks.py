@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
+from tessera.engine.actors import started_ahead
 from tessera.engine.blocks import WorkerPool, run_blocks
 from tessera.engine.serial import run_serially
 from tessera.engine.tasks import NOBODY, CircuitBrokenError, Events, MakeWorker, Outcome, RetryPolicy, Task
@@ -61,6 +63,23 @@ def _make_hopeless() -> Callable[[int], dict[str, Any]]:
         raise OSError("disk on fire")
 
     return process
+
+
+def _make_teller() -> Callable[[int], dict[str, Any]]:
+    begun = time.time()
+    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")}
+    return lambda item: {"begun": begun, "threads": threads}
+
+
+def test_workers_started_ahead_do_the_blocks_with_the_threads_of_their_pool(ray_session: object) -> None:
+    outcomes: list[Outcome] = []
+    pool = WorkerPool(1, cpus=2.0)
+    with started_ahead(_make_teller, pool) as ahead:
+        assert ray.get(ahead[0].ready_ref)
+        before = time.time()
+        run_blocks(_make_teller, _tasks(3), pool, QUICK, outcomes.append, ahead=ahead)
+    assert [o.row["begun"] < before for o in outcomes] == [True] * 3
+    assert outcomes[0].row["threads"] == {"OMP_NUM_THREADS": "2", "TF_NUM_INTRAOP_THREADS": "2"}
 
 
 def test_each_block_is_reported_exactly_once(run: Run) -> None:

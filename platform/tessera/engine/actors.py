@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,9 +15,37 @@ from tessera.engine.tasks import MakeWorker
 
 Fault = Literal["process", "node", "memory"]
 
+_THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPool:
+    """The actors to run on.
+
+    Attributes:
+      workers: number of actors.
+      cpus: logical CPUs each reserves, and threads its libraries may use.
+      gpus: GPUs each reserves.
+      in_flight: blocks open on each actor at once, so that reading, predicting and writing overlap.
+    """
+
+    workers: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+    in_flight: int = 2
+
 
 class Worker:
-    """Holds one worker; its methods run in threads."""
+    """Holds one worker; its methods run in threads.
+
+    Args:
+      threads: how many its libraries may use.
+    """
+
+    def __init__(self, threads: int) -> None:
+        # Here, before any library is imported, and not in Ray's runtime environment: that would have Ray start a
+        # process for it, where one waits already (some 4 s).
+        os.environ.update(dict.fromkeys(_THREADS, str(threads)))
 
     def ready(self, make_worker: MakeWorker) -> bool:
         """Make the worker."""
@@ -46,23 +77,34 @@ class Slot:
     alone: bool = False
 
 
-def start_actor(make_worker: MakeWorker, *, cpus: float, gpus: float, in_flight: int) -> Slot:
-    """Start one actor; its libraries use as many threads as it reserves CPUs."""
-    threads = str(max(1, int(cpus)))
-    names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "OPENBLAS_NUM_THREADS")
+def start_actor(make_worker: MakeWorker, pool: WorkerPool) -> Slot:
+    """Start one actor of a pool; its libraries use as many threads as it reserves CPUs."""
     actor = (
         ray.remote(Worker)
         .options(
-            num_cpus=cpus,
-            num_gpus=gpus,
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=in_flight + 1,
-            runtime_env={"env_vars": dict.fromkeys(names, threads)},
+            max_concurrency=pool.in_flight + 1,
         )
-        .remote()
+        .remote(max(1, int(pool.cpus)))
     )
     return Slot(actor, actor.ready.remote(make_worker))
+
+
+@contextmanager
+def started_ahead(make_worker: MakeWorker, pool: WorkerPool) -> Iterator[list[Slot]]:
+    """A pool's actors, started before there is a task for them, and gone when the block ends.
+
+    What they import takes seconds, in which the driver has other things to do.
+    """
+    slots = [start_actor(make_worker, pool) for _ in range(pool.workers)]
+    try:
+        yield slots
+    finally:
+        for slot in slots:
+            ray.kill(slot.actor)
 
 
 def fault_of(error: RayError) -> Fault:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from tessera.engine.actors import Slot, fault_of, start_actor, told
+from tessera.engine.actors import Slot, WorkerPool, fault_of, start_actor, told
 from tessera.engine.backlog import Backlog
 from tessera.engine.tasks import (
     NOBODY,
@@ -38,23 +38,6 @@ from tessera.engine.tasks import (
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerPool:
-    """The actors to run on.
-
-    Attributes:
-      workers: number of actors.
-      cpus: logical CPUs each reserves, and threads its libraries may use.
-      gpus: GPUs each reserves.
-      in_flight: blocks open on each actor at once, so that reading, predicting and writing overlap.
-    """
-
-    workers: int
-    cpus: float = 1.0
-    gpus: float = 0.0
-    in_flight: int = 2
-
-
 def run_blocks(
     make_worker: MakeWorker,
     tasks: Iterable[Task],
@@ -64,6 +47,7 @@ def run_blocks(
     *,
     events: Events = NOBODY,
     squeeze: Squeeze | None = None,
+    ahead: Sequence[Slot] = (),
 ) -> None:
     """Process every task on a pool of actors, in any order; `on_result` hears of each exactly once.
 
@@ -75,13 +59,14 @@ def run_blocks(
       on_result: called in the driver, in the order of completion.
       events: who hears what happens in between.
       squeeze: makes items smaller once a worker ran out of memory; None where they cannot be.
+      ahead: actors of the pool that were started already, for the same `make_worker`.
 
     Raises:
       CircuitBrokenError: everything fails.
       RuntimeError: workers cannot be started; the last one's error is named.
     """
     backlog = Backlog(iter(tasks), policy, pool.workers * pool.in_flight, squeeze)
-    run = _Run(make_worker, pool, policy, on_result, events, backlog)
+    run = _Run(make_worker, pool, policy, on_result, events, backlog, ahead)
     try:
         run.until_done()
     finally:
@@ -108,11 +93,12 @@ class _Run:
         on_result: OnResult,
         events: Events,
         backlog: Backlog,
+        ahead: Sequence[Slot],
     ) -> None:
         self.make_worker, self.pool, self.policy = make_worker, pool, policy
         self.on_result, self.events, self.backlog = on_result, events, backlog
         self.breaker = Breaker(policy)
-        self.slots: list[Slot] = []
+        self.slots = list(ahead)
         self.flying: dict[ray.ObjectRef, _Flight] = {}
         self.ever_ready, self.failed_starts, self.start_at = False, 0, 0.0
 
@@ -137,8 +123,7 @@ class _Run:
         """Replace lost workers, as many as there is work for."""
         wanted = min(self.pool.workers, len(self.backlog) + len(self.flying))
         while len(self.slots) < wanted and time.monotonic() >= self.start_at:
-            pool = self.pool
-            self.slots.append(start_actor(self.make_worker, cpus=pool.cpus, gpus=pool.gpus, in_flight=pool.in_flight))
+            self.slots.append(start_actor(self.make_worker, self.pool))
 
     def _dispatch(self) -> None:
         now = time.monotonic()

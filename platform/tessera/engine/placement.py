@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tessera.engine.blocks import WorkerPool
+from tessera.engine.actors import WorkerPool
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu, norm
-from scipy.stats import t as student
 
 from tessera.metrics.seams import BlockSeams, FaceSums, ReferenceSums, added, section_means
 
@@ -98,7 +97,7 @@ def finish(blocks: Blocks, block_sections: int, most: int = 10) -> SeamAudit:
     scores, limits = dict(together), dict.fromkeys(together, TOGETHER)
     if worst:
         scores["worst face"] = worst[0].score
-        limits["worst face"] = float(_INFLATED * norm.isf(ALONE / max(judged, 1)))
+        limits["worst face"] = float(_INFLATED * scipy.stats.norm.isf(ALONE / max(judged, 1)))
     sections = _judge_sections(*section_means(b for _, b in blocks()), block_sections)
     if sections:
         scores["sections"], limits["sections"] = sections[0], TOGETHER
@@ -205,6 +204,6 @@ def _beyond_chance(at_faces: list[float], elsewhere: list[float]) -> float:
     spread = np.std(elsewhere, ddof=1) * np.sqrt(1 / len(at_faces) + 1 / len(elsewhere))
     errors = (np.mean(at_faces) - np.mean(elsewhere)) / max(spread, 1e-9)
     # As far out in the normal's tail as this is in Student's.
-    score = float(norm.isf(max(student.sf(errors, len(elsewhere) - 1), 1e-300)))
-    by_rank = mannwhitneyu(at_faces, elsewhere, alternative="greater").pvalue
+    score = float(scipy.stats.norm.isf(max(scipy.stats.t.sf(errors, len(elsewhere) - 1), 1e-300)))
+    by_rank = scipy.stats.mannwhitneyu(at_faces, elsewhere, alternative="greater").pvalue
     return score if by_rank <= 0.05 else min(score, 0.0)

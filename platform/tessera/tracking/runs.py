@@ -125,6 +125,15 @@ class Tracker:
             _describe(client, there.run_id, "used by", _link(here))
 
 
+def check_answers(uri: str) -> None:
+    """The quick part of `check_tracking`, without MLflow: whether anything listens at a server's address.
+
+    Raises:
+      ConnectionError: nothing does.
+    """
+    _knock(uri)
+
+
 def check_tracking(uri: str) -> None:
     """Make sure that runs can be kept at `uri`, before any work starts.
 

@@ -12,9 +12,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -94,6 +94,7 @@ def run_block_job(
     lane: Callable[[int], int] | None = None,
     lease: Lease | None = None,
     make_checker: MakeWorker | None = None,
+    ahead: Sequence[Any] = (),
 ) -> BlockReport:
     """Compute every block that the output's ledger does not record as done.
 
@@ -110,6 +111,7 @@ def run_block_job(
         each other in the grid; workers are handed (index, box, the missing blocks of the lane).
       lease: the output's, where the caller holds it.
       make_checker: gives the function that sums a block as it is stored, see `recheck`; by default the output's voxels.
+      ahead: workers that were started already, see `workers_ahead`.
 
     Raises:
       BlocksFailedError: some blocks were given up, after the rest was done; they are listed.
@@ -144,7 +146,7 @@ def run_block_job(
         tasks = _in_lanes(grid, unsettled(), lane) if lane else _apart(grid, unsettled(), item)
         if before + gave_up < len(grid):
             with shown(meter, tell):
-                _run(make_worker, tasks, runner, on_result, _events(meter, ledger), squeeze)
+                _run(make_worker, tasks, runner, on_result, _events(meter, ledger), squeeze, ahead)
         failed = ledger.failed()
     report = BlockReport(len(grid), before, gave_up, failed, time.perf_counter() - start, voxels)
     _log.info("%s: %d blocks, %d were done before", name, report.blocks, report.done_before)
@@ -177,6 +179,28 @@ def session(runner: RunnerSettings) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def workers_ahead(make_worker: MakeWorker, runner: RunnerSettings, blocks: int) -> Iterator[Sequence[Any]]:
+    """Workers that start while the driver still has other things to do; they are gone when the block ends.
+
+    Args:
+      make_worker: what the block job will be given.
+      runner: serial or Ray, inside its `session`. The serial engine has none; a recheck comes before the first block,
+        with workers of its own.
+      blocks: of the whole output: no more workers than that.
+    """
+    if runner.engine == "serial" or runner.recheck:
+        yield ()
+        return
+    from tessera.engine.actors import started_ahead
+    from tessera.engine.placement import block_pool
+    from tessera.engine.session import cluster_size
+
+    pool = block_pool(runner.workers, cluster_size())
+    with started_ahead(with_access(make_worker), replace(pool, workers=min(pool.workers, blocks))) as ahead:
+        yield ahead
+
+
 def _run(
     make_worker: MakeWorker,
     tasks: Iterable[Task],
@@ -184,6 +208,7 @@ def _run(
     on_result: OnResult,
     events: Events,
     squeeze: Squeeze | None,
+    ahead: Sequence[Any] = (),
 ) -> None:
     policy = RetryPolicy(attempts=runner.attempts)
     if runner.engine == "serial":
@@ -195,7 +220,9 @@ def _run(
 
     with session(runner):
         pool = block_pool(runner.workers, cluster_size())
-        run_blocks(with_access(make_worker), tasks, pool, policy, on_result, events=events, squeeze=squeeze)
+        run_blocks(
+            with_access(make_worker), tasks, pool, policy, on_result, events=events, squeeze=squeeze, ahead=ahead
+        )
 
 
 def _events(meter: Meter, ledger: Ledger) -> Events:

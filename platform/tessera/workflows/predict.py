@@ -9,10 +9,12 @@ holds 0 and is marked in the output.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from tessera.engine.tasks import MakeWorker
 from tessera.geometry.boxes import Box
 from tessera.images.levels import LevelTable
 from tessera.images.quantise import polarity_of
@@ -25,9 +27,9 @@ from tessera.storage.identity import identity
 from tessera.storage.lease import Lease
 from tessera.storage.locations import Place
 from tessera.storage.volumes import Volume, update_attributes
-from tessera.tracking.runs import Tracker, check_tracking, tracking_uri
+from tessera.tracking.runs import Tracker, check_answers, check_tracking, tracking_uri
 from tessera.workflows.audit import audit_output
-from tessera.workflows.block_jobs import BlockReport, run_block_job, session
+from tessera.workflows.block_jobs import BlockReport, run_block_job, session, workers_ahead
 from tessera.workflows.levels import attribute_of, volume_levels
 from tessera.workflows.models import FoundModel, find_model
 from tessera.workflows.outputs import OutputPlan, claimed_output, digest_of, plan_output, tracked_output
@@ -52,38 +54,49 @@ def predict(settings: PredictSettings) -> Place:
       BlocksFailedError: some blocks were given up, after the rest was done.
       AuditFailedError: seams show in what was predicted; it stays.
     """
-    check_tracking(tracking_uri(settings.tracking.uri, home()))
+    uri = tracking_uri(settings.tracking.uri, home())
+    check_answers(uri)
     model = find_model(settings.model, settings.tracking.uri)
     plan, output = plan_prediction(settings, model)
     log_forecast(output)
     tags = {"tessera.model": model.name}
     with session(settings):
         plan = fitted(plan, settings, model, output)
-        with (
-            claimed_output(output, settings) as lease,
-            tracked_output(output, settings, tags) as run,
-            reporting(run, output.path) as reports,
-        ):
-            _tell_origins(run, output, model)
-            report = _run_blocks(plan, output, settings, reports, lease)
-            _record(reports, plan, report)
-            if settings.audit:
-                audit_output(output.path, settings, run, lease)
+        make_worker = partial(make_block_worker, plan)
+        with workers_ahead(make_worker, settings, len(output.grid)) as ahead:
+            check_tracking(uri)  # imports MLflow, which takes as long as what the workers import meanwhile
+            with (
+                claimed_output(output, settings) as lease,
+                tracked_output(output, settings, tags) as run,
+                reporting(run, output.path) as reports,
+            ):
+                _tell_origins(run, output, model)
+                report = _run_blocks(plan, output, settings, reports, lease, make_worker, ahead)
+                _record(reports, plan, report)
+                if settings.audit:
+                    audit_output(output.path, settings, run, lease)
     return output.path
 
 
 def _run_blocks(
-    plan: PredictPlan, output: OutputPlan, settings: PredictSettings, reports: JobReports, lease: Lease
+    plan: PredictPlan,
+    output: OutputPlan,
+    settings: PredictSettings,
+    reports: JobReports,
+    lease: Lease,
+    make_worker: MakeWorker,
+    ahead: Sequence[Any],
 ) -> BlockReport:
     settled = skipping(plan.validity, output.grid, output.dtype) if plan.skip else None
     return run_block_job(
         output,
-        partial(make_block_worker, plan),
+        make_worker,
         settings,
         squeeze=squeezed,
         tell=reports.over_time(),
         settled=settled,
         lease=lease,
+        ahead=ahead,
     )
 
 

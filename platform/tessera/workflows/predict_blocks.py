@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def make_block_worker(plan: PredictPlan) -> Process:
     predict_tiles, contract = load_predictor(plan.bundle, plan.symmetries)
     if plan.skip:
         predict_tiles = remembering_flat(predict_tiles)
-    volume, output = plan.raw.open(), open_volume(plan.output, writable=True)
+    volume = plan.raw.open()
     read = plan.raw.reader(volume)
     turn = NetworkTurn()
     predict_in_turn = turn.taken_by(predict_tiles)
@@ -84,8 +84,13 @@ def make_block_worker(plan: PredictPlan) -> Process:
             )
         )
 
-    process = partial(process_block, plan, BlockOutput.open(output, plan.validity), turn.ended_after(probability_of))
+    process = partial(process_block, plan, opened_once(plan), turn.ended_after(probability_of))
     return partial(in_memory, memory, with_tiles(process, plan, contract.network.arithmetic, memory))
+
+
+def opened_once(plan: PredictPlan) -> Callable[[], BlockOutput]:
+    """The output, opened when the first block asks for it: workers start before it is there."""
+    return cache(lambda: BlockOutput.open(open_volume(plan.output, writable=True), plan.validity))
 
 
 def with_tiles(process: Process, plan: PredictPlan, arithmetic: Arithmetic, memory: TileMemory) -> Process:
@@ -117,7 +122,7 @@ def in_memory(memory: TileMemory, process: Process, item: tuple[int, Box] | tupl
 
 def process_block(
     plan: PredictPlan,
-    output: BlockOutput,
+    output_of: Callable[[], BlockOutput],
     probability_of: Callable[[Box, NDArray[np.bool_] | None], NDArray[np.float32]],
     item: tuple[int, Box],
 ) -> dict[str, Any]:
@@ -125,12 +130,12 @@ def process_block(
 
     Args:
       plan: the checked prediction.
-      output: the probability volume, and its validity.
+      output_of: gives the probability volume, and its validity.
       probability_of: float32 probability of a box in the raw volume's voxels, where it is wanted.
       item: the block's index, and its box in the output's voxels.
     """
     _, box = item
-    watch = Stopwatch()
+    watch, output = Stopwatch(), output_of()
     core = box.shifted(plan.roi.start)
     valid = output.valid_of(core)
     if plan.skip and not valid.any():
