@@ -1,8 +1,8 @@
 """Segmentations that are killed: `python mortal_segment.py SETTINGS.json KILLS SEED`.
 
 The job runs in forks of this process, which has imported everything, so that a restart takes no time. Each fork is
-killed a seeded moment after its last sign of life, and the last one is left alone. Prints, as JSON, in which stage each
-kill struck, and how many blocks were recorded then.
+killed once a seeded number of blocks is on record, and the last one is left alone. Prints, as JSON, how many blocks
+each stage had on record at each kill.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from tessera.workflows.outputs import claimed_output, open_finished
 from tessera.workflows.segment import plan_job
 
 PATIENCE_S = 600
-LONGEST_S = 0.2
 
 
 class Unheard:
@@ -79,20 +78,17 @@ def recorded_soon(outputs: list[Path]) -> dict[str, int]:
     return {}
 
 
-def killed(
-    settings: SegmentSettings, outputs: list[Path], kills: int, rng: np.random.Generator
-) -> list[dict[str, int]]:
-    """Run a job, kill it so many times, and let it end; returns what was on record at each kill."""
+def killed(settings: SegmentSettings, outputs: list[Path], moments: list[int]) -> list[dict[str, int]]:
+    """Run a job, kill it once so many blocks are on record in all its stages together, and go on; returns what was."""
     struck = []
-    for _ in range(kills):
+    for moment in moments:
         before, child = sum(recorded_soon(outputs).values()), forked(settings)
         until = time.monotonic() + PATIENCE_S
         # It has to get somewhere, or a busy machine would kill it in its first step for ever.
-        while sum(recorded_soon(outputs).values()) <= before and time.monotonic() < until:
+        while sum(recorded_soon(outputs).values()) < max(moment, before + 1) and time.monotonic() < until:
             if os.waitpid(child, os.WNOHANG)[0]:
                 raise SystemExit("the job ended before it could be killed")
             time.sleep(0.01)
-        time.sleep(float(rng.uniform(0, LONGEST_S)))
         os.kill(child, signal.SIGKILL)
         if os.waitpid(child, 0)[1] == 0:
             raise SystemExit("the job ended before it could be killed")
@@ -109,11 +105,19 @@ def main(told: dict[str, Any], kills: int, seed: int) -> None:
     """An undisturbed run beside the output, then the disturbed one."""
     layout = {name: tuple(told[name]) for name in ("chunk", "shard") if name in told}
     settings = SegmentSettings(**told | layout)
-    output = Path(settings.output)
-    finished(replace(settings, output=str(output.with_name("quiet.zarr"))))
-    struck = killed(settings, [output], kills, np.random.default_rng(seed))
+    quiet = replace(settings, output=str(Path(settings.output).with_name("quiet.zarr")))
+    finished(quiet)
+    blocks = sum(recorded(made_by(quiet)).values())
+    moments = np.sort(np.random.default_rng(seed).integers(1, max(2, int(0.9 * blocks)), kills))
+    struck = killed(settings, made_by(settings), moments.tolist())
     finished(settings)
     print(json.dumps(struck))
+
+
+def made_by(settings: SegmentSettings) -> list[Path]:
+    """The volumes that a job makes."""
+    fragments = [Path(settings.fragments_name)] if settings.method == "watershed" else []
+    return [*fragments, Path(settings.output)]
 
 
 if __name__ == "__main__":

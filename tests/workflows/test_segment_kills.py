@@ -34,9 +34,10 @@ def killed(home: Path, kills: int, **settings: Any) -> list[dict[str, int]]:
     np.testing.assert_array_equal(output.array[:], quiet.array[:])
     assert output.attributes["complete"] is True
     assert output.attributes["cells"] == quiet.attributes["cells"] == output.array[:].max() > 10
-    for stage in stages_of(home / "out.zarr"):
-        rows = Counter((row.block, row.status) for row in read_rows(home / "out.zarr", stage=stage))
-        assert set(rows.values()) == {1}, f"{stage}: what was on record was done again"
+    for made in (path for path in home.glob("out*.zarr")):
+        for stage in stages_of(made):
+            rows = Counter((row.block, row.status) for row in read_rows(made, stage=stage))
+            assert set(rows.values()) == {1}, f"{made.name}, {stage}: what was on record was done again"
     struck: list[dict[str, int]] = json.loads(done.stdout.splitlines()[-1])
     return struck
 
@@ -52,3 +53,12 @@ def test_cells_outlive_twenty_kills_in_every_stage(home: Path) -> None:
     struck = killed(home, 20, connectivity=26, shard=[1, 8, 8], chunk=[1, 8, 8])
     reached = Counter(stage for kill in struck for stage, count in kill.items() if count)
     assert len(struck) == 20 and len(reached) == 3, reached
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_fragments_and_merged_cells_outlive_twenty_kills_in_every_stage(home: Path) -> None:
+    struck = killed(home, 20, method="watershed", threshold=0.5, shard=[1, 8, 8], chunk=[1, 8, 8])
+    np.testing.assert_array_equal(*(open_volume(home / f"{n}-fragments.zarr").array[:] for n in ("out", "quiet")))
+    reached = Counter(stage for kill in struck for stage, count in kill.items() if count)
+    assert len(struck) == 20 and len(reached) == 5, reached
