@@ -12,8 +12,8 @@ from tessera.labels.region_graph import BINS, RegionGraph, no_contacts
 def graph_of(rows):
     """From (a, b, across, area, mean probability in steps)."""
     a, b, across, area, mean = (np.array(column) for column in zip(*rows, strict=True))
-    none = np.zeros((len(rows), BINS), np.int64)
-    return RegionGraph(a.astype(np.uint64), b.astype(np.uint64), across.astype(bool), area, area * mean, none)
+    histogram = area[:, None] * (np.arange(BINS) == (mean // 8)[:, None])  # all of a contact alike
+    return RegionGraph(a.astype(np.uint64), b.astype(np.uint64), across.astype(bool), area, area * mean, histogram)
 
 
 @st.composite
@@ -79,6 +79,28 @@ def test_contacts_of_merged_cells_are_weighed_together():
     rows = [(1, 2, False, 50, 0), (2, 3, False, 5, 20), (1, 3, False, 100, 250)]
     roots = agglomerated(graph_of(rows), np.ones(4, np.int64), AgglomerationRule(0.5, False, 1.0))
     assert roots.tolist() == [0, 1, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "share", "expected"),
+    [
+        ("mean", 0.2, 1),
+        ("mean", 0.6, 2),
+        ("median", 0.4, 1),
+        ("median", 0.6, 2),
+        ("upper_quartile", 0.2, 1),
+        ("upper_quartile", 0.4, 2),
+    ],
+)
+def test_quantiles_forgive_membrane_along_a_part_of_a_contact(evidence, share, expected):
+    """100 voxels of contact, of which a share is certain membrane: one cell below 0.5, else two."""
+    membrane = round(100 * share)
+    histogram = np.zeros((1, BINS), np.int64)
+    histogram[0, [0, -1]] = 100 - membrane, membrane
+    ids = (np.array([i], np.uint64) for i in (1, 2))
+    graph = RegionGraph(*ids, np.zeros(1, bool), np.array([100]), np.array([255 * membrane]), histogram)
+    roots = agglomerated(graph, np.ones(3, np.int64), AgglomerationRule(0.5, False, 1.0, evidence))
+    assert len(set(roots[1:].tolist())) == expected
 
 
 def test_sections_are_merged_first_and_linked_then():

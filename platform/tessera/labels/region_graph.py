@@ -57,7 +57,7 @@ class RegionGraph:
 
     def mean(self) -> NDArray[np.float64]:
         """Mean membrane probability of each contact."""
-        return np.asarray(self.total / (float(STEPS) * np.maximum(self.area, 1)), np.float64)
+        return means(self.area, self.total)
 
     def quantile(self, share: float) -> NDArray[np.float64]:
         """The probability that `share` of each contact does not pass, within 1/32.
@@ -65,12 +65,30 @@ class RegionGraph:
         Raises:
           ValueError: the share is none.
         """
-        if not 0 <= share <= 1:
-            raise ValueError(f"share={share} is none: at least 0, at most 1. Try 0.5, the median.")
-        running = np.cumsum(self.histogram, axis=1)
-        # The middle of the first bin up to which so many voxels lie.
-        bins = (running < np.maximum(share * self.area, 1)[:, None]).sum(axis=1)
-        return np.asarray((bins + 0.5) / BINS, np.float64)
+        return quantiles(self.histogram, share)
+
+
+def means(area: Counts, total: Counts) -> NDArray[np.float64]:
+    """Mean probabilities from areas and sums of steps."""
+    return np.asarray(total / (float(STEPS) * np.maximum(area, 1)), np.float64)
+
+
+def quantiles(histogram: Counts, share: float) -> NDArray[np.float64]:
+    """The probability that a share of each histogram does not pass, within 1/32.
+
+    Args:
+      histogram: int64, (n, BINS).
+      share: 0 to 1.
+
+    Raises:
+      ValueError: the share is none.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share} is none: at least 0, at most 1. Try 0.5, the median.")
+    running = np.cumsum(histogram, axis=1)
+    # The middle of the first bin up to which so many voxels lie.
+    bins = (running < np.maximum(share * running[:, -1], 1)[:, None]).sum(axis=1)
+    return np.asarray((bins + 0.5) / BINS, np.float64)
 
 
 COLUMNS = tuple(field.name for field in fields(RegionGraph))
@@ -154,18 +172,20 @@ def merged(graphs: Sequence[RegionGraph]) -> RegionGraph:
     return combined(whole, whole.a, whole.b)
 
 
-def combined(graph: RegionGraph, a: Ids, b: Ids) -> RegionGraph:
+def combined(graph: RegionGraph, a: Ids, b: Ids, *, directions: bool = True) -> RegionGraph:
     """The contacts under other names: what then is the same pair adds up, and what is one with itself is left out.
 
     Args:
       graph: the contacts.
       a: uint64, (contacts,), the new name of each one's `a`.
       b: the same of `b`.
+      directions: keep contacts across sections apart from those within; without it all are `across` False.
     """
     low, high = np.minimum(a, b), np.maximum(a, b)
+    across = graph.across if directions else np.zeros(len(graph), bool)
     apart = np.flatnonzero(low != high)
-    order = apart[np.lexsort((graph.across[apart], high[apart], low[apart]))]
-    low, high, across = low[order], high[order], graph.across[order]
+    order = apart[np.lexsort((across[apart], high[apart], low[apart]))]
+    low, high, across = low[order], high[order], across[order]
     new = np.ones(len(order), bool)
     new[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1]) | (across[1:] != across[:-1])
     starts = np.flatnonzero(new)

@@ -43,13 +43,15 @@ class AgglomerationSettings:
     """How fragments become cells; other values cut no fragment again, and read the stored graph.
 
     Args:
-      threshold: mean membrane probability along the contact of two fragments, below which they are one cell.
+      threshold: membrane probability along the contact of two fragments, below which they are one cell.
+      evidence: what of the probability along a contact counts: its mean, median or upper quartile.
       link: share of the smaller of two cells in neighbouring sections that the other has to cover for both to be one;
         only where sections were cut by themselves.
     """
 
     threshold: float = 0.5
     link: float = 0.5
+    evidence: Literal["mean", "median", "upper_quartile"] = "mean"
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1 or not 0 < self.link <= 1:

@@ -64,7 +64,7 @@ def plan_watershed(settings: SegmentSettings, volume: Volume) -> WatershedPlan:
     """
     fragments, made = plan_fragments(settings, volume)
     given = settings.agglomeration
-    rule = AgglomerationRule(given.threshold, fragments.rule.per_section, given.link)
+    rule = AgglomerationRule(given.threshold, fragments.rule.per_section, given.link, given.evidence)
     output = plan_output(
         settings,
         settings.output,
