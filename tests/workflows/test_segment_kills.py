@@ -50,7 +50,7 @@ def test_cells_of_a_job_that_is_killed_three_times_are_those_of_one_that_is_not(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_cells_outlive_twenty_kills_in_every_stage(home: Path) -> None:
-    struck = killed(home, 20, connectivity=26, shard=[1, 8, 8], chunk=[1, 8, 8])
+    struck = killed(home, 20, connectivity=26, shard=[2, 12, 12], chunk=[2, 12, 12])
     reached = Counter(stage for kill in struck for stage, count in kill.items() if count)
     assert len(struck) == 20 and len(reached) == 3, reached
 
@@ -58,7 +58,7 @@ def test_cells_outlive_twenty_kills_in_every_stage(home: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_fragments_and_merged_cells_outlive_twenty_kills_in_every_stage(home: Path) -> None:
-    struck = killed(home, 20, method="watershed", threshold=0.5, shard=[1, 8, 8], chunk=[1, 8, 8])
+    struck = killed(home, 20, method="watershed", threshold=0.5, shard=[2, 12, 12], chunk=[2, 12, 12])
     np.testing.assert_array_equal(*(open_volume(home / f"{n}-fragments.zarr").array[:] for n in ("out", "quiet")))
     reached = Counter(stage for kill in struck for stage, count in kill.items() if count)
     assert len(struck) == 20 and len(reached) == 5, reached
