@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+import zipfile
 from dataclasses import fields
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -136,8 +137,25 @@ def test_a_config_is_understood_by_the_commands_that_have_its_settings(config: P
 def test_what_travels_with_a_job_says_nothing_that_the_job_itself_adds() -> None:
     # Ray cannot merge py_modules given both at submission and in the job.
     settings = yaml.safe_load((REPOSITORY / "infra" / "runtime_env.yaml").read_text())
-    assert set(settings) == {"working_dir", "excludes", "env_vars"}
+    assert set(settings) == {"working_dir", "env_vars"}
     assert all(isinstance(value, str) for value in settings["env_vars"].values())
+
+
+def test_what_travels_with_a_job_is_the_code_and_no_more(tmp_path: Path) -> None:
+    # As `ray job submit --working-dir .` packs it.
+    from ray._private.runtime_env.packaging import create_package
+
+    package = tmp_path / "package.zip"
+    excludes = [".git", ".venv", "venv", "__pycache__"]
+    create_package(str(REPOSITORY), package, include_gitignore=True, excludes=excludes)
+    with zipfile.ZipFile(package) as archive:
+        names = set(archive.namelist())
+    tops = {name.partition("/")[0] for name in names}
+    assert {"platform", "jobs", "configs"} <= tops
+    assert not tops & {"tests", "infra", ".ci", ".git", ".venv", "mlflow.db"}
+    sources = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "platform" / "tessera").rglob("*.py")}
+    assert sources <= names
+    assert package.stat().st_size < 2 * 2**20, "what every submission sends, not compressed"
 
 
 def _pins() -> list[Requirement]:

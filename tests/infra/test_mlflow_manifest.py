@@ -141,7 +141,7 @@ def _serving(words: list[str], told: dict[str, str], address: str, folder: Path)
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 240
-        while _status(address, "localhost") != 200:
+        while _status(address, address.removeprefix("http://")) != 200:
             assert process.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()[-3000:]
             time.sleep(0.5)
         yield

@@ -38,12 +38,14 @@ class Cluster:
       python: an interpreter that has everything but tessera.
       address: of the dashboard, to which jobs are submitted.
       environment: of the head and of who submits; it holds the way to the token.
+      agent_port: at which the head's node is asked for its health.
     """
 
     folder: Path
     python: Path
     address: str
     environment: dict[str, str]
+    agent_port: int = 52365
 
     @property
     def checkout(self) -> Path:
@@ -106,7 +108,7 @@ def running_cluster(cpus: int) -> Iterator[Cluster]:
         copy_checkout(folder / "checkout")
         python = interpreter_without_tessera(folder / "python")
         ports = free_ports(6)
-        cluster = Cluster(folder, python, f"http://127.0.0.1:{ports[1]}", cluster_environment(folder, python))
+        cluster = Cluster(folder, python, f"http://127.0.0.1:{ports[1]}", cluster_environment(folder, python), ports[2])
         stack.callback(end_processes_of, folder)
         start_head(cluster, cpus, ports)
         yield cluster
@@ -116,6 +118,7 @@ def copy_checkout(target: Path) -> None:
     """What of the repository a job needs, without what building and running left in it."""
     for name in ("platform", "jobs", "configs", "infra"):
         shutil.copytree(REPOSITORY / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy2(REPOSITORY / ".rayignore", target)
 
 
 def interpreter_without_tessera(folder: Path) -> Path:

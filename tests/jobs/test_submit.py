@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 import tifffile
 from clusters import Cluster, running_cluster
+from mlflow import MlflowClient
 
 from tessera.geometry.boxes import Box
 from tessera.settings.ingest import IngestSettings
 from tessera.storage.volumes import open_volume
+from tessera.tracking.source_tree import tree_name
 from tessera.workflows.ingest import ingest
 
 SHAPE = (6, 96, 96)
@@ -47,7 +49,7 @@ with connected():
     print("worker", ray.get(ray.remote(where).remote()))
 """
 
-Job = CompletedProcess[str]
+Job = subprocess.CompletedProcess[str]
 
 
 def grid_of_cells() -> tuple[np.ndarray, np.ndarray]:
@@ -140,6 +142,15 @@ def test_a_train_job_registers_its_model_and_shows_its_steps_in_the_job_log(clus
     assert (cluster.tessera_home / "mlflow.db").is_file()
 
 
+def test_a_run_names_the_code_that_was_sent_with_it(cluster: Cluster, trained: Job) -> None:
+    assert trained.returncode == 0, trained.stdout
+    client = MlflowClient(f"sqlite:///{cluster.tessera_home / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("tessera").experiment_id])
+    # No checkout was there to tell a commit: the sources tell themselves.
+    assert "mlflow.source.git.commit" not in run.data.tags
+    assert run.data.tags["tessera.tree"] == tree_name(cluster.checkout / "platform" / "tessera")
+
+
 def test_a_predict_job_finds_the_registered_model_and_finishes_its_volume(cluster: Cluster, predicted: Job) -> None:
     assert predicted.returncode == 0, predicted.stdout
     volume = open_volume(cluster.tessera_home / "volumes" / "membranes.zarr")
@@ -159,6 +170,15 @@ def test_jobs_leave_nothing_in_the_folder_they_run_in(cluster: Cluster, submitte
     assert uploads
     for folder in uploads:
         assert files_below(folder) <= submitted
+        assert {file.parts[0] for file in files_below(folder)} == {"platform", "jobs", "configs", ".rayignore"}
+
+
+def test_a_container_that_ray_runs_in_is_healthy_while_its_node_lives(cluster: Cluster) -> None:
+    script = cluster.checkout / "infra" / "docker" / "healthy.sh"
+    for port, code in ((cluster.agent_port, 0), (1, 1)):
+        environment = cluster.environment | {"RAY_AGENT_PORT": str(port)}
+        asked = subprocess.run([script], env=environment, capture_output=True, check=False)
+        assert bool(asked.returncode) == bool(code), asked
 
 
 def test_a_job_that_fails_exits_1_and_says_why_in_its_log(cluster: Cluster) -> None:

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from tessera import __version__
 from tessera.tracking.provenance import code_tags, command_line
 from tessera.tracking.runs import tracked_run, tracking_uri
+from tessera.tracking.source_tree import tree_name
 
 COMMIT = "mlflow.source.git.commit"
 
@@ -20,6 +21,10 @@ def _git(folder: Path, *words: str) -> str:
     who = ["-c", "user.name=Lab", "-c", "user.email=lab@example.org", "-c", "commit.gpgsign=false"]
     done = subprocess.run(["git", *who, "-C", str(folder), *words], check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+def _always(folder: Path) -> dict[str, str]:
+    return {"tessera.version": __version__, "tessera.tree": tree_name(folder)}
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def package(tmp_path: Path) -> Path:
 def test_the_commit_of_a_clean_checkout_is_told(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head = _git(package, "rev-parse", "HEAD")
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # as a hook sets it for its own checkout
-    assert code_tags(package) == {"tessera.version": __version__, COMMIT: head, "tessera.dirty": "false"}
+    assert code_tags(package) == {**_always(package), COMMIT: head, "tessera.dirty": "false"}
 
 
 @pytest.mark.parametrize("name", ["__init__.py", "new.py"])
@@ -55,11 +60,11 @@ def test_an_environment_inside_another_checkout_has_no_commit_of_its_own(package
     installed = package.parents[1] / ".venv" / "lib" / "other"
     installed.mkdir(parents=True)
     (installed / "__init__.py").touch()
-    assert code_tags(installed) == {"tessera.version": __version__}
+    assert code_tags(installed) == _always(installed)
 
 
-def test_outside_any_checkout_the_version_remains(tmp_path: Path) -> None:
-    assert code_tags(tmp_path) == {"tessera.version": __version__}
+def test_outside_any_checkout_the_version_and_the_name_of_the_sources_remain(tmp_path: Path) -> None:
+    assert code_tags(tmp_path) == _always(tmp_path)
 
 
 def test_a_run_tells_its_command_and_settings_without_passwords(home: Path, empty_database: Path) -> None:

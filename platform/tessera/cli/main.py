@@ -32,6 +32,7 @@ from tessera.settings.status import StatusSettings
 from tessera.settings.train import TrainSettings
 from tessera.settings.tune import TuneSettings
 from tessera.settings.view import ViewSettings
+from tessera.tracking.provenance import without_passwords
 
 _log = logging.getLogger("tessera")
 
@@ -192,6 +193,7 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    logging.setLogRecordFactory(_discreet_record)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     _log.setLevel(os.environ.get("TESSERA_LOG", "INFO"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -207,6 +209,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     return 0
+
+
+def _discreet_record(*parts: Any, **named: Any) -> logging.LogRecord:
+    """A log record, ours or a library's, without the passwords of the addresses in its message."""
+    record = logging.LogRecord(*parts, **named)
+    with suppress(TypeError, ValueError):  # a message that does not fit its arguments: logging tells of that itself
+        if "://" in (message := record.getMessage()):
+            record.msg, record.args = without_passwords(message), None
+    return record
 
 
 def parse(words: Sequence[str]) -> tuple[str, Any]:
@@ -250,7 +261,7 @@ def _in_our_words(message: str, command: str | None) -> str:
 def _complain(error: BaseException, code: int) -> int:
     if os.environ.get("TESSERA_TRACEBACK") == "1":
         traceback.print_exception(error)
-    print(f"tessera: error: {error}", file=sys.stderr)
+    print(without_passwords(f"tessera: error: {error}"), file=sys.stderr)
     return code
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from tessera.images.normalise import Normalisation
 from tessera.images.symmetries import SymmetryCount, check_square
+from tessera.model.safe_layers import check_safe
 from tessera.model.spec import UnetSpec
 
 WEIGHTS, CONTRACT = "weights.keras", "contract.json"
@@ -148,14 +149,24 @@ def load_contract(folder: Path) -> Contract:
     return Contract.from_dict(plain)
 
 
-def load_model(folder: Path) -> Any:
-    """The trained Keras graph, loaded in safe mode: no code from the file runs.
+def load_model(folder: Path, digest: str | None = None) -> Any:
+    """The trained Keras graph, loaded in safe mode and of known layers only: no code from the file runs.
+
+    Args:
+      folder: the bundle.
+      digest: what `bundle_digest` said of it when it was chosen; None loads whatever is there.
 
     Raises:
-      ValueError: the weights are unreadable or not those of the contract's network.
+      ValueError: the weights are unreadable, hold what no network of tessera's has, or are not those that were chosen.
     """
     import keras
 
+    if digest is not None and bundle_digest(folder) != digest:
+        raise ValueError(
+            f"{folder} is not the bundle that this job chose: its digest was {digest[:12]}... and is no more. Two "
+            "models' predictions would lie in one volume. Leave bundles as they are, and start the job again."
+        )
+    check_safe(folder / WEIGHTS)
     try:
         return keras.saving.load_model(folder / WEIGHTS, compile=False, safe_mode=True)
     except (ValueError, OSError, KeyError, TypeError) as error:

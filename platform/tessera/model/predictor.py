@@ -92,12 +92,15 @@ def averaged(predict: Predict, symmetries: Sequence[Symmetry]) -> Predict:
     return predict_averaged
 
 
-def load_predictor(folder: Path, symmetries: SymmetryCount | None = None) -> tuple[Predict, Contract]:
+def load_predictor(
+    folder: Path, symmetries: SymmetryCount | None = None, digest: str | None = None
+) -> tuple[Predict, Contract]:
     """The predictor and contract of a bundle.
 
     Args:
       folder: the bundle.
       symmetries: how many to average over; None takes the contract's.
+      digest: of the bundle that is meant, where it must be that one.
 
     Raises:
       FileNotFoundError, ValueError: the folder is not a bundle, or a damaged one; or turns do not fit its voxel size.
@@ -105,7 +108,7 @@ def load_predictor(folder: Path, symmetries: SymmetryCount | None = None) -> tup
     contract = load_contract(folder)
     count = contract.symmetries if symmetries is None else symmetries
     check_square(count, contract.voxel_size_nm)
-    predict = telling_of_memory(valid_predict(load_model(folder), contract.network))
+    predict = telling_of_memory(valid_predict(load_model(folder, digest), contract.network))
     return averaged(predict, symmetries_of(count)), contract
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.model.bundle import WEIGHTS
+from tessera.model.safe_layers import check_safe
 from tessera.model.spec import UnetSpec
 
 _CONFIG, _VALUES = "config.json", "model.weights.h5"
@@ -22,7 +23,7 @@ Layers = Counter[tuple[str, int, int]]
 
 
 def check_weights(folder: Path, network: UnetSpec) -> None:
-    """Refuse a weights file that is damaged, or whose layers are not those of the contract's network.
+    """Refuse a weights file that is damaged, not of the contract's network, or of parts that tessera's never have.
 
     Raises:
       ValueError: says what is wrong.
@@ -43,6 +44,7 @@ def check_weights(folder: Path, network: UnetSpec) -> None:
             f"{_told(wanted, network.input_sections)}. Its halo would be wrong. Copy both files of the bundle from one "
             "run."
         )
+    check_safe(path)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import urlsplit
 
 from tessera.images.targets import UnknownLabel
 from tessera.storage.ome import OmeZarr
@@ -24,6 +25,13 @@ class TrackingSettings:
     experiment: str = "tessera"
 
     def __post_init__(self) -> None:
+        if "@" in urlsplit(self.uri or "").netloc:
+            # The address is not repeated: it holds a secret.
+            raise ValueError(
+                "tracking.uri holds credentials: they would be printed, and kept with every run and output. Give the "
+                "address without, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or for a database "
+                "MLFLOW_TRACKING_URI, in the environment."
+            )
         if not self.experiment:
             raise ValueError("tracking.experiment is empty: runs need a place to be found in. Try 'tessera'.")
 

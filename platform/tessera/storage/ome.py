@@ -235,11 +235,22 @@ def _level(dataset: Mapping[str, Any], units: Sequence[str | None], shared: Sequ
         elif transform["type"] == "translation":
             shift = [a + float(b) for a, b in zip(shift, transform["translation"][-3:], strict=True)]
     if not any(t["type"] == "scale" for t in transforms) or any(unit in _NO_UNIT for unit in units):
-        return Level(str(dataset["path"]), None)
+        return Level(_path(dataset), None)
     nm = [_nm(unit) for unit in units]
     size = check_voxel_size([_tidy(a * b) for a, b in zip(scale, nm, strict=True)])
     z, y, x = (_tidy(a * b) for a, b in zip(shift, nm, strict=True))
-    return Level(str(dataset["path"]), size, (z, y, x) if any((z, y, x)) else None)
+    return Level(_path(dataset), size, (z, y, x) if any((z, y, x)) else None)
+
+
+def _path(dataset: Mapping[str, Any]) -> str:
+    """A dataset's array, which lies inside the group."""
+    path = str(dataset["path"])
+    if path.startswith("/") or ".." in path.replace("\\", "/").split("/") or not path:
+        raise ValueError(
+            f"a dataset's path is {path!r}: it leads out of the image, to files that nobody named. Name an array of "
+            'the group, such as "0".'
+        )
+    return path
 
 
 def _tidy(value: float) -> float:

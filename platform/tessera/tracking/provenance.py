@@ -1,8 +1,8 @@
 """Which code and which words made a run: the commit, whether it was changed, the command and a digest of the settings.
 
 MLflow looks up the commit of the current folder; a job's is temporary, and a script's may be another project's. Here it
-is that of the checkout which the running package is a tracked part of, and none where it is installed elsewhere: then
-the version, in the tag `tessera.version`, says what ran.
+is that of the checkout which the running package is a tracked part of, and none where it is installed elsewhere, or was
+sent along with a job. The name of the package's sources, in the tag `tessera.tree`, says what ran in any case.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera import __version__
+from tessera.tracking.source_tree import tree_name
 
 PACKAGE = Path(__file__).resolve().parents[1]
 GIT_SECONDS = 10.0
@@ -29,12 +30,12 @@ _NAMES = ("name", "register_as", "tracking")
 
 
 def code_tags(package: Path = PACKAGE) -> dict[str, str]:
-    """The version, and where the package lies in a checkout MLflow's tag of its commit and whether it was changed.
+    """The version, the sources' name, and in a checkout MLflow's tag of the commit and whether the package was changed.
 
     Args:
       package: the folder whose code runs; only changes below it, or files that git does not know there, count.
     """
-    version = {"tessera.version": __version__}
+    version = {"tessera.version": __version__, "tessera.tree": tree_name(package)}
     commit = _commit(package)
     if commit is None:
         return version
@@ -80,8 +81,14 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """The same text with users and passwords in addresses masked: runs are read by many."""
-    return re.sub(r"(\w://)[^/\s@]+@", r"\1***@", text)
+    """The same text with users, passwords and queries of addresses masked: runs and logs are read by many.
+
+    >>> without_passwords("http://me:word@host/v and https://host/v.zarr?signature=word")
+    'http://***@host/v and https://host/v.zarr?***'
+    """
+    masked = re.sub(r"(\w://)[^/\s@]+@", r"\1***@", text)
+    # A signed link's query is a key to what it links to.
+    return re.sub(r"(\w://[^\s?'\"]+\?)[^\s'\"]+", r"\1***", masked)
 
 
 @lru_cache(maxsize=1)

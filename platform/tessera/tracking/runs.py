@@ -147,7 +147,7 @@ def check_tracking(uri: str) -> None:
     try:
         _client(uri).search_experiments(max_results=1)
     except MlflowException as error:
-        raise ConnectionError(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}") from error
+        raise ConnectionError(without_passwords(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}")) from error
 
 
 def _knock(uri: str) -> None:
@@ -159,7 +159,7 @@ def _knock(uri: str) -> None:
     try:
         socket.create_connection((address.hostname, port), timeout=_KNOCK_S).close()
     except OSError as error:
-        raise ConnectionError(f"MLflow at {uri} does not answer: {error}. {_URI_HINT}") from error
+        raise ConnectionError(without_passwords(f"MLflow at {uri} does not answer: {error}. {_URI_HINT}")) from error
 
 
 def has_run(uri: str, run_id: str) -> bool:
@@ -171,7 +171,7 @@ def has_run(uri: str, run_id: str) -> bool:
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
-        raise ConnectionError(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}") from error
+        raise ConnectionError(without_passwords(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}")) from error
 
 
 def tracking_uri(given: str | None, home: Path) -> str:
@@ -221,7 +221,7 @@ def tracked_run(
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         _tell_of_failure(client, tracker, str(error), status)
         if isinstance(error, MlflowException):
-            raise ConnectionError(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}") from error
+            raise ConnectionError(without_passwords(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}")) from error
         raise
     if "tessera.error" in client.get_run(tracker.run_id).data.tags:  # of an earlier try
         client.delete_tag(tracker.run_id, "tessera.error")
@@ -231,14 +231,14 @@ def tracked_run(
 def _tell_other_code(client: Any, run_id: str, now: Mapping[str, str]) -> None:
     """Where a run goes on with other code than it began with, say with which: its first tags stay."""
     begun = client.get_run(run_id).data.tags
-    for name in ("mlflow.source.git.commit", "tessera.dirty", "tessera.version"):
+    for name in ("mlflow.source.git.commit", "tessera.dirty", "tessera.tree", "tessera.version"):
         if name in now and now[name] != begun.get(name):
             client.set_tag(run_id, f"tessera.resumed.{name.rsplit('.', 1)[-1]}", now[name])
 
 
 def _tell_of_failure(client: Any, tracker: Tracker, error: str, status: str) -> None:
     try:
-        client.set_tag(tracker.run_id, "tessera.error", error[:500])
+        client.set_tag(tracker.run_id, "tessera.error", without_passwords(error)[:500])
         client.set_terminated(tracker.run_id, status)
     except Exception as away:  # whatever the store raises, the work's own error is the one to be told
         _log.warning("MLflow at %s could not be told that run %s failed: %s", tracker.uri, tracker.run_id, away)
@@ -251,7 +251,7 @@ def _begin(uri: str, experiment: str, name: str, tags: Mapping[str, str], home: 
     try:
         run = client.create_run(_experiment_id(client, uri, experiment, home), run_name=name, tags=dict(tags))
     except MlflowException as error:
-        raise ConnectionError(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}") from error
+        raise ConnectionError(without_passwords(f"MLflow at {uri} cannot be used: {error}. {_URI_HINT}")) from error
     return Tracker(uri, run.info.run_id)
 
 
@@ -325,7 +325,7 @@ def _client(uri: str) -> Any:
     try:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except MlflowException as error:
-        raise ValueError(f"tracking.uri={uri} cannot be used: {error}. {_URI_HINT}") from error
+        raise ValueError(without_passwords(f"tracking.uri={uri} cannot be used: {error}. {_URI_HINT}")) from error
 
 
 def fetch_artifacts(uri: str, model_uri: str, folder: Path) -> Path:
@@ -341,7 +341,7 @@ def fetch_artifacts(uri: str, model_uri: str, folder: Path) -> Path:
         with speaking_to(uri):
             return Path(download_artifacts(artifact_uri=model_uri, dst_path=str(folder), tracking_uri=uri))
     except MlflowException as error:
-        raise FileNotFoundError(f"{model_uri} is not in the registry at {uri}: {error}") from None
+        raise FileNotFoundError(without_passwords(f"{model_uri} is not in the registry at {uri}: {error}")) from None
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def predicted_tile(plan: PredictPlan, volume: Volume) -> Sample:
       plan: the checked prediction.
       volume: the raw volume, open.
     """
-    predict_tiles, contract = load_predictor(plan.bundle, plan.symmetries)
+    predict_tiles, contract = load_predictor(plan.bundle, plan.symmetries, plan.digest)
     core, read, missing = middle(plan.roi, plan.tile), plan.raw.reader(volume), frozenset(volume.invalid_sections)
 
     def work() -> NDArray[Any]:

@@ -146,6 +146,7 @@ def plan_prediction(settings: PredictSettings, model: FoundModel) -> tuple[Predi
         raw,
         output.path,
         model.bundle,
+        model.digest,
         roi,
         planned(settings, model.contract, output, roi.start).tile.tile,
         symmetries,

@@ -42,6 +42,7 @@ class PredictPlan:
       raw: the raw volume, and how it is read.
       output: the probability volume's place.
       bundle: the model's folder.
+      digest: of the bundle as it was planned with: a worker loads no other.
       roi: the region predicted, in the raw volume's voxels; the output's voxel 0 is its start.
       tile: most useful voxels per pass.
       symmetries: how many to average over.
@@ -55,6 +56,7 @@ class PredictPlan:
     raw: RawSource
     output: Place
     bundle: Path
+    digest: str
     roi: Box
     tile: tuple[int, int, int]
     symmetries: SymmetryCount
@@ -67,7 +69,7 @@ class PredictPlan:
 
 def make_block_worker(plan: PredictPlan) -> Process:
     """In a worker: load the model and open the volumes once; returns the function that does one block."""
-    predict_tiles, contract = load_predictor(plan.bundle, plan.symmetries)
+    predict_tiles, contract = load_predictor(plan.bundle, plan.symmetries, plan.digest)
     if plan.skip:
         predict_tiles = remembering_flat(predict_tiles)
     volume = plan.raw.open()
