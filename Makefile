@@ -1,4 +1,4 @@
-# make demo | test | lint | soak | bench | ui. Each sets the environment up first; a second run does not install again.
+# make demo | test | lint | soak | bench | audit | ui. Each sets the environment up first; a second run does not install again.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 CONSTRAINTS := infra/constraints.txt
 
-.PHONY: demo test lint soak bench ui clean
+.PHONY: demo test lint soak bench audit ui clean
 
 demo: $(READY)
 	$(BIN)/tessera demo
@@ -30,6 +30,11 @@ soak: $(READY)
 # All benchmarks of a few minutes, or one by name: make bench ONLY=augmentation
 bench: $(PEERS)
 	$(BIN)/python tests/benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
+
+# Known vulnerabilities of what is pinned; 3 where the database cannot be reached.
+audit: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python infra/audit.py
 
 ui: $(READY)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(TESSERA_HOME)/mlflow.db
