@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
-START_SECONDS, JOB_SECONDS = 60, 420
+START_SECONDS, JOB_SECONDS = 60, 600
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -94,6 +94,8 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
             stack.callback(_end, subprocess.Popen(command, env=slurm.environment, stderr=subprocess.DEVNULL))
             time.sleep(0.5)
         _await_nodes(slurm)
+        # A test that gave up leaves its job, which would outlive the daemons.
+        stack.callback(_end_jobs, slurm)
         yield slurm
 
 
@@ -125,6 +127,15 @@ def _await_nodes(slurm: Slurm) -> None:
             return
         time.sleep(0.5)
     raise TimeoutError(f"the nodes are not idle: {shown}\n{(slurm.folder / 'slurmctld.log').read_text()[-2000:]}")
+
+
+def _end_jobs(slurm: Slurm) -> None:
+    give_up = time.monotonic() + START_SECONDS
+    while slurm.call("squeue", "--noheader", "--states=RUNNING,PENDING,COMPLETING"):
+        slurm.call("scancel", "--user=root")
+        if time.monotonic() > give_up:
+            return
+        time.sleep(1)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

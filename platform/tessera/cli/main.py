@@ -193,11 +193,11 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    logging.setLogRecordFactory(_discreet_record)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     _log.setLevel(os.environ.get("TESSERA_LOG", "INFO"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.setLogRecordFactory(_discreet_record)
     try:
         name, settings = parse(words)
         print(COMMANDS[name].run(settings))
