@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from volumes import put_volume, walls
 
 SHAPE = (3, 128, 160)
 LAYOUT: dict[str, Any] = {"chunk": (1, 64, 64), "shard": (1, 64, 64), "engine": "serial", "threshold": 0.5}
+STAGES = ("faces", "seams", "graph")
 CUT = WatershedSettings(halo_px=48)
 
 
@@ -123,3 +125,24 @@ def test_sections_that_were_not_predicted_hold_no_fragment(home: Path) -> None:
     membrane = put_volume(home / "p.zarr", encode(walls(SHAPE), "uint8"), kind=KIND, invalid_sections=[1])
     labels = voxels(cells(membrane, "cells.zarr"))
     assert (labels[1] == 0).all() and (labels[[0, 2]] > 0).all()
+
+
+def test_what_was_kept_between_passes_is_checked_and_made_again(probability: Path, home: Path) -> None:
+    made = cells(probability, "cells.zarr")
+    first, fragments = voxels(made), voxels(home / "cells-fragments.zarr")
+    kept = [
+        *(home / "cells-fragments.zarr.ledger").rglob("*-000000003.*"),
+        *(home / "cells.zarr.ledger").rglob("cells-*"),
+    ]
+    assert {path.name.split("-")[0] for path in kept} == {"faces", "local", "edges", "contacts", "sizes", "cells"}
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-30])
+    shards = (path for path in sorted((home / "cells.zarr" / "0" / "c").rglob("*")) if path.is_file())
+    next(shards).write_bytes(b"no shard")
+    cells(probability, "cells.zarr", recheck=True)
+    np.testing.assert_array_equal(voxels(made), first)
+    np.testing.assert_array_equal(voxels(home / "cells-fragments.zarr"), fragments)
+    again = {
+        stage: Counter(row.status for row in read_rows(home / "cells-fragments.zarr", stage=stage)) for stage in STAGES
+    }
+    assert all(counts == {"done": 19, "missing": 1} for counts in again.values()), again

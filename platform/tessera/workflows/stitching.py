@@ -36,8 +36,8 @@ from tessera.workflows.reporting import JobReports
 Arrays = Mapping[str, NDArray[Any]]
 FACES, SEAMS, RIM = "faces", "seams", "rim"
 _EDGES = ("a", "b")
-# The seams of so few blocks are found before workers have started.
-_FEW_BLOCKS = 64
+FEW_BLOCKS = 64
+"""The seams of so few are looked at in the driver, before workers would have started."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def stitched(
     run_block_job(
         output,
         partial(_make_seam_worker, output.path, rule),
-        replace(settings, engine="serial") if len(grid) <= _FEW_BLOCKS else settings,
+        replace(settings, engine="serial") if len(grid) <= FEW_BLOCKS else settings,
         stage=SEAMS,
         item=item,
         tell=reports.over_time(SEAMS),

@@ -26,7 +26,7 @@ from tessera.storage.arrays import load_arrays, save_arrays
 from tessera.storage.lease import Lease
 from tessera.storage.ledger_job import has_job, ledger_path, read_job
 from tessera.storage.locations import Place
-from tessera.storage.objects import is_file, read_bytes, write_new
+from tessera.storage.objects import is_file, read_bytes, write_bytes
 from tessera.storage.volumes import Volume, open_volume, update_attributes
 from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job
 from tessera.workflows.fragments import FragmentsPlan, load_graph, load_sizes, make_fragments, plan_fragments
@@ -101,7 +101,7 @@ def run_watershed(settings: SegmentSettings, plan: WatershedPlan, reports: JobRe
     own = replace(settings, overwrite=settings.overwrite and settings.fragments is None and _outdated(plan.made))
     with claimed_output(plan.made, own) as fragments_lease:
         fragments = make_fragments(settings, plan.fragments, plan.made, reports, fragments_lease)
-    told = _merge(plan, fragments)
+    told = _merge(plan, fragments, again=settings.recheck)
     labels = run_block_job(
         plan.output,
         partial(_make_label_worker, plan.made.path, plan.output.path),
@@ -121,17 +121,17 @@ def _outdated(made: OutputPlan) -> bool:
     return not has_job(made.path) or read_job(made.path)["key"] != made.key
 
 
-def _merge(plan: WatershedPlan, fragments: int) -> dict[str, int]:
-    """Merge, and keep the cell of every fragment in files; what was kept already is taken as it is."""
+def _merge(plan: WatershedPlan, fragments: int, *, again: bool) -> dict[str, int]:
+    """Merge, and keep the cell of every fragment in files; what was kept already is taken as it is, unless `again`."""
     done = _lookup_folder(plan.output.path) / "done.json"
-    if not is_file(done):
+    if again or not is_file(done):
         blocks = len(plan.made.grid)
         graph, sizes = load_graph(plan.made.path, blocks), load_sizes(plan.made.path, blocks, fragments)
         cells = numbered_cells(agglomerated(graph, sizes, plan.rule))
         told = {"cells": int(cells.max(initial=0)), "fragments": fragments, "contacts": len(graph)}
         for first in range(0, fragments + 1, _IDS_AT_ONCE):
             _save_lookup(plan.output.path, first // _IDS_AT_ONCE, cells[first : first + _IDS_AT_ONCE])
-        write_new(done, json.dumps(told).encode())
+        write_bytes(done, json.dumps(told).encode())
     found: dict[str, int] = json.loads(read_bytes(done))
     return found
 
