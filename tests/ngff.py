@@ -8,7 +8,9 @@ from typing import Any
 
 import zarr
 from ome_zarr_models.v04.image import Image as Image04
+from ome_zarr_models.v04.image_label import ImageLabelAttrs as ImageLabelAttrs04
 from ome_zarr_models.v05.image import Image as Image05
+from ome_zarr_models.v05.image_label import ImageLabelAttrs as ImageLabelAttrs05
 from pydantic_zarr.v2 import ArraySpec
 
 
@@ -49,3 +51,11 @@ def _seen(group: zarr.Group, dataset: Any) -> SeenLevel:
     scale, *shift = dataset.coordinateTransformations
     moved = tuple(shift[0].translation) if shift else (0.0,) * array.ndim
     return SeenLevel(dataset.path, tuple(array.shape), tuple(scale.scale), moved)
+
+
+def image_label_of(path: Path | str) -> Any:
+    """What an image says of itself as labels, after ome-zarr-models found it right."""
+    attributes = zarr.open_group(path, mode="r").attrs.asdict()
+    if "ome" in attributes:
+        return ImageLabelAttrs05.model_validate(attributes["ome"]).image_label
+    return ImageLabelAttrs04.model_validate(attributes).image_label

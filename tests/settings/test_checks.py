@@ -84,8 +84,13 @@ def _crop(crop: int, padding: str, depth: int) -> TrainSettings:
         (lambda: DataSettings(train=SOME), r"must both be given or both be empty.*Try holding out the last 4"),
         (lambda: DataSettings(validation=SOME), r"must both be given or both be empty"),
         (
-            lambda: DataSettings(SOME, SOME, labels_are="instances", invert_labels=True),
-            r"every cell would become membrane.*Give one of the two",
+            lambda: DataSettings(SOME, SOME, labels_are="instances", border_px=-2),
+            r"data\.border_px=-2: the membrane between two cells .*Try 2",
+        ),
+        (lambda: EvaluateSettings("", "l"), r"volume is not given\. Try .*--cells my-cells to score cells"),
+        (
+            lambda: EvaluateSettings("", "l", cells="c", labels_are="mask"),
+            r"labels_are=mask without volume.*a mask has",
         ),
         (lambda: LossSettings(w0=-1), r"loss\.w0=-1 must not be negative.*The paper has 10 and 5"),
         (lambda: LossSettings(sigma_px=nan), r"loss\.sigma_px=nan"),

@@ -40,6 +40,6 @@ def test_the_paper_s_recipe_displaces_three_by_three_nodes_by_ten_pixels() -> No
     assert corners.std() == pytest.approx(10, rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["isbi2012-paper.yaml", "isbi2012-gpu.yaml"])
+@pytest.mark.parametrize("name", ["isbi2012-paper.yaml", "isbi2012-gpu.yaml", "cremi.yaml"])
 def test_a_recipe_that_was_not_run_says_so(name: str) -> None:
     assert "# Score: not measured." in (CONFIGS / name).read_text()

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from terminal import refusal
+from tessera.images.targets import UNKNOWN
 from tessera.settings.train import AnnotatedSections, DataSettings
-from tessera.workflows.annotated import AnnotatedSet, check_mask_values, load_annotated
+from tessera.workflows.annotated import CONTEXT_PX, AnnotatedSet, check_mask_values, load_annotated
 from volumes import grey, mask, put_volume
 
 SHAPE = (6, 32, 40)
@@ -80,7 +81,7 @@ def test_inverted_masks_and_instances_give_the_same_membrane(put: Callable[..., 
     instances = np.where(mask(SHAPE) > 0, np.arange(SHAPE[2]) // 8 + 1, 0).astype(np.uint16)
     plain = mask(SHAPE)[0] == 0
     for name, labels, meaning in (
-        ("inverted", 255 - mask(SHAPE), {"invert_labels": True}),
+        ("inverted", 255 - mask(SHAPE), {"labels_are": "membranes"}),
         ("instances", instances, {"labels_are": "instances"}),
         ("zero-one", mask(SHAPE) // 255, {}),
     ):
@@ -118,7 +119,53 @@ def test_a_mask_has_zero_and_one_other_value(values: set[int]) -> None:
 def test_labels_of_another_shape_are_refused(train: Refuse, put: Callable[..., str]) -> None:
     told = train("em", put("bad", mask((6, 32, 32))))
     assert "em.zarr has shape (6, 32, 40)" in told and "bad.zarr have (6, 32, 32): both must be z, y, x and" in told
-    assert told.endswith("Check which stacks were ingested.")
+    assert told.endswith("ingest them with --offset_nm, where they begin, in nanometers.")
+
+
+def test_labels_of_a_part_are_learned_from_where_they_lie(put: Callable[..., str], home: Path) -> None:
+    image, whole = grey((8, 300, 310)), mask((8, 300, 310))
+    part = (slice(2, 6), slice(140, 180), slice(150, 230))
+    put("em", image)
+    put_volume(home / "volumes" / "part.zarr", whole[part], translation_nm=(100, 560, 600), kind="labels")
+    chosen = [AnnotatedSections("em", "part", "1,3")]
+    found = load_annotated(chosen, DataSettings(chosen, chosen), input_sections=3)
+    assert found.names == ("em.zarr section 3", "em.zarr section 5")
+    rows, columns = slice(140 - CONTEXT_PX, 180 + CONTEXT_PX), slice(150 - CONTEXT_PX, 310)
+    for i, z in enumerate((3, 5)):
+        np.testing.assert_array_equal(found.raw[i], image[z, rows, columns])
+        np.testing.assert_array_equal(found.neighbours[i], image[z - 1 : z + 2, rows, columns])
+        expected = np.full((300, 310), UNKNOWN, np.uint8)
+        expected[part[1:]] = whole[z][part[1:]] == 0
+        np.testing.assert_array_equal(found.membrane[i], expected[rows, columns])
+
+
+def test_labels_that_pass_their_image_are_refused(train: Refuse, home: Path) -> None:
+    put_volume(home / "volumes" / "far.zarr", mask((6, 20, 20)), translation_nm=(50, 60, 0), kind="labels")
+    told = train("em", "far", "0-2")
+    assert "far.zarr cover [1:7, 15:35, 0:20] of " in told and "where there is no image nothing can be learned." in told
+    assert "leave sections out of" in told
+
+
+def test_sections_of_a_part_are_kept_apart_by_where_they_lie(train: Refuse, home: Path) -> None:
+    put_volume(home / "volumes" / "late.zarr", mask((3, 32, 40)), translation_nm=(100, 0, 0), kind="labels")
+    assert "sections [4] of " in train("em", "late", "0-2")
+
+
+def test_labels_of_another_voxel_size_are_refused(train: Refuse, put: Callable[..., str]) -> None:
+    told = train("em", put("bad", mask(SHAPE), (50, 8, 8)))
+    assert "are [50.0, 4.0, 4.0] nm, those of its labels" in told and "[50.0, 8.0, 8.0] nm: labels would" in told
+
+
+def test_instances_that_touch_get_a_membrane_between_them(put: Callable[..., str]) -> None:
+    touching = np.broadcast_to(np.arange(SHAPE[2]) // 10 + 1, SHAPE).astype(np.uint64)
+    found = _load(put, touching, "2", labels_are="instances", border_px=4)
+    assert np.flatnonzero(found.membrane[0][7]).tolist() == [8, 9, 10, 11, 18, 19, 20, 21, 28, 29, 30, 31]
+
+
+def test_instances_that_touch_need_a_border(train: Refuse, put: Callable[..., str]) -> None:
+    touching = np.broadcast_to(np.arange(SHAPE[2]) // 10 + 1, SHAPE).astype(np.uint64)
+    told = train("em", put("bad", touching), "0-3", "--data.labels_are", "instances", "--data.border_px", "0")
+    assert "hold only cell in the chosen sections" in told and "--data.border_px 2 draws a membrane between" in told
 
 
 def test_a_mask_of_three_values_may_be_instances(train: Refuse, put: Callable[..., str]) -> None:
@@ -141,11 +188,11 @@ def test_constant_labels_are_refused(train: Refuse, put: Callable[..., str], val
 def test_labels_that_look_inverted_name_the_switch(train: Refuse, put: Callable[..., str]) -> None:
     told = train("em", put("bad", 255 - mask(SHAPE)))
     assert "membrane covers 7" in told and "are they inverted (0 = cell)?" in told
-    assert "pass --data.invert_labels true; membrane is usually 15-30%." in told
+    assert "pass --data.labels_are membranes; membrane is usually 15-30%." in told
 
 
 def test_the_switch_on_labels_that_are_right_is_refused_too(train: Refuse) -> None:
-    assert "are they inverted" in train("em", "cells", "0-3", "--data.invert_labels", "true")
+    assert "are they inverted" in train("em", "cells", "0-3", "--data.labels_are", "membranes")
 
 
 def test_labels_that_are_no_names_are_refused(train: Refuse, put: Callable[..., str]) -> None:
@@ -227,14 +274,14 @@ def test_missing_or_blank_sections_are_refused(train: Refuse, put: Callable[...,
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda put: put("bad", grey(SHAPE).astype(np.uint16)), "training sections are uint16 of (50.0, 4.0, 4.0) nm"),
-        (lambda put: put("bad", grey(SHAPE), (50, 8, 8)), "training sections are uint8 of (50.0, 8.0, 8.0) nm"),
+        ((grey(SHAPE).astype(np.uint16), (50, 4, 4)), "training sections are uint16 of (50.0, 4.0, 4.0) nm"),
+        ((grey(SHAPE), (50, 8, 8)), "training sections are uint8 of (50.0, 8.0, 8.0) nm"),
     ],
 )
 def test_validation_of_another_kind_than_training_is_refused(
-    train: Refuse, put: Callable[..., str], change: Callable[..., str], told: str
+    train: Refuse, put: Callable[..., str], change: tuple[Any, Any], told: str
 ) -> None:
-    message = train(change(put))
+    message = train(put("bad", *change), put("its-cells", mask(SHAPE), change[1]))
     assert told in message and "validation sections uint8 of (50.0, 4.0, 4.0) nm: the threshold would be" in message
     assert message.endswith("Give both from the same kind of volume.")
 
@@ -251,7 +298,7 @@ def test_training_volumes_of_different_kinds_are_refused(
 ) -> None:
     chosen = [
         AnnotatedSections(put("em", grey(SHAPE)), put("cells", mask(SHAPE))),
-        AnnotatedSections(put("other", voxels, size), "cells"),
+        AnnotatedSections(put("other", voxels, size), put("its-cells", mask(SHAPE), size)),
     ]
     with pytest.raises(ValueError, match=r"convert them to the same before ingest\.$") as refused:
         load_annotated(chosen, DataSettings(chosen, chosen))
@@ -290,18 +337,10 @@ def test_unknown_voxels_as_cremi_marks_them_are_read_by_the_same_setting(put: Ca
     instances = np.where(mask(SHAPE) > 0, np.arange(SHAPE[2]) // 8 + 1, 0).astype(np.uint64)
     instances[:, :, 20:] = 2**64 - 1
     chosen = [AnnotatedSections(put("em", grey(SHAPE)), put("ids", instances), "1")]
-    for unknown in ("largest", 2**64 - 1):
+    for unknown in (None, "largest", 2**64 - 1):
         found = load_annotated(chosen, DataSettings(chosen, chosen, "instances", unknown_label=unknown))  # type: ignore[arg-type]
         np.testing.assert_array_equal(found.membrane[0][:, :20], mask(SHAPE)[0, :, :20] == 0)
         assert (found.membrane[0][:, 20:] == 255).all()
-
-
-def test_ids_marked_as_cremi_does_are_refused_undeclared(train: Refuse, put: Callable[..., str]) -> None:
-    instances = np.where(mask(SHAPE) > 0, 3, 0).astype(np.uint64)
-    instances[0, 0, :4] = 2**64 - 1
-    told = train("em", put("bad", instances), "0-3", "--data.labels_are", "instances")
-    assert "hold the largest uint64, 18446744073709551615, in 4 pixels" in told
-    assert "Set unknown_label to largest, or give that cell another id." in told
 
 
 def test_another_third_value_than_declared_is_refused_with_its_count(train: Refuse, put: Callable[..., str]) -> None:

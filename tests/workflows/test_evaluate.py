@@ -12,6 +12,7 @@ from PIL import Image
 
 from tessera.images.colours import label_colours, target_colours
 from tessera.images.quantise import dequantise
+from tessera.images.targets import LabelRule
 from tessera.metrics.isbi import finish, score_section
 from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.segment import SegmentSettings
@@ -119,6 +120,30 @@ def test_sections_chosen_by_number_must_have_a_known_cell(sparse: Path) -> None:
 
 def test_pictures_show_what_nobody_annotated_in_a_colour_of_its_own(volumes: Path, sparse: Path) -> None:
     opened = open_volume(volumes / "p.zarr"), open_volume(sparse)
-    truth = SectionPanels(*opened, unknown_label=99).of(0)["truth"]
+    truth = SectionPanels(*opened, rule=LabelRule(unknown=99)).of(0)["truth"]
     coloured = np.ptp(truth.astype(int), axis=2) > 0
     assert not coloured[4:30, 6:40].any() and coloured.sum() == coloured.size - 26 * 34
+
+
+# Truth of a part
+
+
+def test_truth_of_a_part_is_compared_with_what_was_predicted_there(volumes: Path) -> None:
+    whole = evaluate(EvaluateSettings("p", "truth", "1"))
+    truth, rows, columns = open_volume(volumes / "truth.zarr").array[:], slice(5, 40), slice(3, 50)
+    put_volume(volumes / "part.zarr", truth[1:, rows, columns], translation_nm=(50, 5 * 4, 3 * 4), kind="labels")
+    found = evaluate(EvaluateSettings("p", "part", "0"))
+    probability = open_volume(volumes / "p.zarr").array[1, rows, columns]
+    cut = finish([score_section(1.0 - dequantise(probability), truth[1, rows, columns])])
+    assert found["by_threshold"] == cut.to_dict()["rows"] != whole["by_threshold"]
+    opened = open_volume(volumes / "p.zarr"), open_volume(volumes / "part.zarr")
+    panels = SectionPanels(*opened, origin=(1, 5, 3)).of(0)
+    np.testing.assert_array_equal(panels["raw"], open_volume(volumes / "raw.zarr").array[PART][1, rows, columns])
+
+
+def test_instances_are_truth_of_a_probability_too(volumes: Path) -> None:
+    truth = open_volume(volumes / "truth.zarr").array[:]
+    _, _, x = np.indices(truth.shape)
+    put_volume(volumes / "ids.zarr", np.where(truth > 0, 1 + x // 8, 0).astype(np.uint64), kind="labels")
+    found = evaluate(EvaluateSettings("p", "ids", labels_are="instances"))
+    assert found["by_threshold"] == evaluate(EvaluateSettings("p", "truth"))["by_threshold"]

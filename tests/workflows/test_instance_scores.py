@@ -20,7 +20,7 @@ from tessera.settings.evaluate import EvaluateSettings
 from tessera.storage.validity import add_validity, open_validity, validity_attribute
 from tessera.storage.volumes import open_volume
 from tessera.tracking.runs import tracking_uri
-from tessera.workflows import instance_scores
+from tessera.workflows import array_stages, instance_scores
 from tessera.workflows.evaluate import evaluate
 from volumes import grey, put_volume
 
@@ -77,7 +77,7 @@ def test_on_ray_the_scores_are_those_of_one_process(
     volumes: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path
 ) -> None:
     serial = evaluate(EvaluateSettings(cells="cells", labels="truth", engine="serial"))
-    monkeypatch.setattr(instance_scores, "_SMALL_VOXELS", 0)
+    monkeypatch.setattr(array_stages, "_SMALL_VOXELS", 0)
     (home / "scores").rename(tmp_path / "scores")
     assert evaluate(EvaluateSettings(cells="cells", labels="truth", workers=2)) == serial
 

@@ -13,8 +13,9 @@ import pytest
 import zarr
 
 from bundles import make_bundle
-from ngff import validated_levels
+from ngff import image_label_of, validated_levels
 from terminal import tessera
+from tessera.images.colours import label_colours
 from tessera.storage.volumes import create_volume
 from volumes import grey
 
@@ -81,6 +82,10 @@ def test_predictions_cells_and_their_pyramids_validate_and_lie_in_place(
             assert level.first_edge == pytest.approx(edge)
             expected = (expected[0], -(-expected[1] // 2), -(-expected[2] // 2))
     assert _omero(raw.parent / "p.zarr") == [("membrane probability", 0.0, 1.0)]
+    label = image_label_of(raw.parent / "c.zarr")
+    assert (raw.parent / "c.zarr" / label.source.image).resolve() == raw
+    first = {color.label_value: color.rgba for color in label.colors[:3]}
+    assert first == {i: (*label_colours(np.array(i)).tolist(), 255) for i in (1, 2, 3)}
 
 
 def _omero(path: Path) -> list[tuple[Any, ...]]:

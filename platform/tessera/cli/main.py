@@ -22,9 +22,11 @@ from tessera import __version__
 from tessera.cli.config_files import check_config_file, config_files, with_fresh_lists
 from tessera.cli.suggestions import explain, nearest_command
 from tessera.settings.audit import AuditSettings
+from tessera.settings.clean import CleanSettings
 from tessera.settings.demo import DemoSettings
 from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.ingest import IngestSettings
+from tessera.settings.objects import ObjectsSettings
 from tessera.settings.predict import PredictSettings
 from tessera.settings.pyramid import PyramidSettings
 from tessera.settings.segment import SegmentSettings
@@ -119,6 +121,22 @@ def _evaluate(settings: EvaluateSettings) -> str:
     return json.dumps(evaluate(settings), indent=2)
 
 
+def _objects(settings: ObjectsSettings) -> str:
+    from tessera.workflows.objects import objects
+
+    return str(objects(settings))
+
+
+def _clean(settings: CleanSettings) -> str:
+    if settings.dry_run:
+        from tessera.workflows.dry_runs import dry_clean
+
+        return dry_clean(settings)
+    from tessera.workflows.clean import clean
+
+    return str(clean(settings))
+
+
 def _pyramid(settings: PyramidSettings) -> str:
     from tessera.workflows.pyramid import pyramid
 
@@ -157,11 +175,13 @@ def _demo(settings: DemoSettings) -> str:
 
 
 COMMANDS = {
-    "ingest": Command(IngestSettings, _ingest, "turn a TIFF stack or a folder of slices into a volume"),
+    "ingest": Command(IngestSettings, _ingest, "turn TIFF, a folder of slices or an HDF5 dataset into a volume"),
     "train": Command(TrainSettings, _train, "train a U-Net on annotated sections"),
     "predict": Command(PredictSettings, _predict, "predict membrane probability for a volume"),
     "segment": Command(SegmentSettings, _segment, "cut membrane probability into cells"),
-    "evaluate": Command(EvaluateSettings, _evaluate, "score membrane probability against ground truth"),
+    "evaluate": Command(EvaluateSettings, _evaluate, "score membrane probability, or cells, against ground truth"),
+    "clean": Command(CleanSettings, _clean, "remove small objects from a label volume and fill holes"),
+    "objects": Command(ObjectsSettings, _objects, "list the objects of a label volume", subject="volume"),
     "pyramid": Command(PyramidSettings, _pyramid, "add coarser levels to a volume"),
     "tune": Command(TuneSettings, _tune, "search for better training settings"),
     "status": Command(StatusSettings, _status, "tell how far an output has come", subject="output"),

@@ -16,30 +16,65 @@ from numpy.typing import NDArray
 CELL, MEMBRANE, UNKNOWN = 0, 1, 255
 """The values of a target; an unknown pixel carries no loss and is not scored."""
 
-_SENTINEL = 2**64 - 1
+_LARGEST = 2**64 - 1
 
 UnknownLabel = int | Literal["largest"] | None
-"""The label that means "not annotated": a number, `largest` for the greatest of the labels' dtype, None for no such."""
+"""The label that means "not annotated": a number, `largest` for the greatest of the labels' dtype, None for no such.
+
+The largest uint64 means it in any case: CREMI and others mark unknown voxels so, and no object has that id.
+"""
+
+LabelsAre = Literal["mask", "membranes", "instances"]
+"""What labels are: `mask` of cells, not 0 in a cell; `membranes`, not 0 on a membrane; `instances`, an id per cell."""
 
 
-def target_of_labels(labels: NDArray[Any], *, invert: bool = False, unknown: UnknownLabel = None) -> NDArray[np.uint8]:
-    """Membrane where labels are 0 and cell elsewhere, or with `invert` the other way round; unknown where they say so.
+@dataclass(frozen=True, slots=True)
+class LabelRule:
+    """How labels become membrane and cell.
 
-    >>> target_of_labels(np.uint8([0, 7, 255]), unknown=255).tolist()
-    [1, 0, 255]
-
-    Args:
-      labels: integer or bool, any shape.
-      invert: 0 is cell.
-      unknown: see `UnknownLabel`.
-
-    Returns:
-      uint8, the same shape: `CELL`, `MEMBRANE` or `UNKNOWN`.
-
-    Raises:
-      ValueError: the labels are not whole numbers, hold negative ones or the largest uint64 undeclared, or cannot hold
-        `unknown`.
+    Attributes:
+      are: what they are.
+      border_px: of instances, how wide a membrane is drawn where two cells touch: half of it on either side, in pixels.
+        Cells that a membrane of id 0 keeps apart do not touch.
+      unknown: the label that means "not annotated".
     """
+
+    are: LabelsAre = "mask"
+    border_px: int = 2
+    unknown: UnknownLabel = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.border_px <= 64:
+            raise ValueError(
+                f"border_px={self.border_px}: the membrane between two cells that touch is 0 to 64 pixels wide. Try 2, "
+                "a pixel of each cell; 0 draws none."
+            )
+
+    def target(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
+        """What each pixel is: `CELL`, `MEMBRANE` or `UNKNOWN`.
+
+        >>> LabelRule("instances").target(np.array([[5, 5, 9, 9, 0, 2**64 - 1]], np.uint64)).tolist()
+        [[0, 1, 1, 0, 1, 255]]
+
+        Args:
+          labels: integer or bool, (..., y, x).
+
+        Returns:
+          uint8, the same shape.
+
+        Raises:
+          ValueError: the labels are not whole numbers, hold negative ones, or cannot hold `unknown`.
+        """
+        known = _known(labels, self.unknown)
+        membrane = (labels == 0) != (self.are == "membranes")
+        if self.are == "instances":
+            membrane |= borders_between(labels, known, self.border_px)
+        target = np.where(membrane, np.uint8(MEMBRANE), np.uint8(CELL))
+        target[~known] = UNKNOWN
+        return target
+
+
+def _known(labels: NDArray[Any], unknown: UnknownLabel) -> NDArray[np.bool_]:
     if labels.dtype.kind not in ("b", "u", "i"):
         raise ValueError(
             f"labels of dtype {labels.dtype} are not whole numbers: labels are names, not amounts. "
@@ -47,40 +82,66 @@ def target_of_labels(labels: NDArray[Any], *, invert: bool = False, unknown: Unk
         )
     value = unknown_value(labels.dtype, unknown)
     known = np.ones(labels.shape, bool) if value is None else labels != value
-    if value is None:
-        _check_no_sentinel(labels)
+    if labels.dtype == np.uint64 and value != _LARGEST:
+        known &= labels != _LARGEST
     least = labels.min(where=known, initial=0) if labels.dtype.kind == "i" else 0
     if least < 0:
         raise ValueError(f"labels hold negative values, the least is {least}: 0 is membrane, above 0 is cell.")
-    target = np.where((labels == 0) != invert, np.uint8(MEMBRANE), np.uint8(CELL))
-    target[~known] = UNKNOWN
-    return target
+    return known
 
 
-def _check_no_sentinel(labels: NDArray[Any]) -> None:
-    """Refuse what CREMI and others mean by unknown, where nobody said so: it would be one huge cell."""
-    count = int(np.count_nonzero(labels == _SENTINEL)) if labels.dtype == np.uint64 else 0
-    if count:
-        raise ValueError(
-            f"labels hold the largest uint64, {_SENTINEL}, in {count:,} pixels of one section: CREMI marks unknown "
-            "voxels so, and here they would be one huge cell. Set unknown_label to largest, or give that cell another "
-            "id."
-        )
+def borders_between(ids: NDArray[Any], known: NDArray[np.bool_], width_px: int) -> NDArray[np.bool_]:
+    """Where the border between two ids runs, section by section: pixels within half its width of another id.
+
+    Distances are those between pixels' centres, so that a width of 2 takes the pixel on either side. 0 is no id: a
+    membrane that is drawn already grows no wider, and neither does what borders on the unknown.
+
+    Args:
+      ids: integer, (..., y, x), 0 outside objects.
+      known: bool, of the same shape.
+      width_px: of the border; 0 draws none.
+
+    Returns:
+      Bool, of the same shape.
+    """
+    border, objects = np.zeros(ids.shape, bool), known & (ids != 0)
+    for dy, dx in _half_disc(width_px / 2):
+        here, there = _shifted(dy, dx), _shifted(-dy, -dx)
+        apart = (ids[here] != ids[there]) & objects[here] & objects[there]
+        border[here] |= apart
+        border[there] |= apart
+    return border
+
+
+def _half_disc(radius: float) -> list[tuple[int, int]]:
+    """One of each two opposite steps (dy, dx) that are no longer than `radius`.
+
+    >>> _half_disc(1.0), len(_half_disc(2.0))
+    ([(0, 1), (1, 0)], 6)
+    """
+    reach = int(radius)
+    steps = ((dy, dx) for dy in range(reach + 1) for dx in range(-reach, reach + 1))
+    return [(dy, dx) for dy, dx in steps if (dy, dx) > (0, 0) and dy * dy + dx * dx <= radius * radius]
+
+
+def _shifted(dy: int, dx: int) -> tuple[Any, ...]:
+    """The part of a section whose pixels have a neighbour (dy, dx) away."""
+    return (..., *(slice(max(0, -step), -step if step > 0 else None) for step in (dy, dx)))
 
 
 def unknown_value(dtype: np.dtype[Any], unknown: UnknownLabel) -> int | None:
     """The number that means unknown in labels of this dtype; None where nothing does, as in bool labels.
 
-    >>> unknown_value(np.dtype("uint64"), "largest") == 2**64 - 1
+    >>> unknown_value(np.dtype("uint64"), None) == 2**64 - 1
     True
 
     Raises:
       ValueError: no label of this dtype can have that number.
     """
-    if unknown is None or dtype.kind == "b":
+    if dtype.kind == "b" or (unknown is None and dtype != np.uint64):
         return None
     limits = np.iinfo(dtype)
-    value = int(limits.max) if unknown == "largest" else unknown
+    value = int(limits.max) if unknown is None or unknown == "largest" else unknown
     if not limits.min <= value <= limits.max:
         raise ValueError(
             f"unknown_label={value} does not fit labels of {dtype}, {limits.min} to {limits.max}: no pixel could be "

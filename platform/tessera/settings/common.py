@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
-from tessera.images.targets import UnknownLabel
+from tessera.images.targets import LabelRule, UnknownLabel
 from tessera.storage.ome import OmeZarr
 
 Engine = Literal["ray", "serial"]
@@ -155,13 +155,34 @@ class TrackedOutputSettings(OutputSettings):
         check_layout("block", self.block)
 
 
-def check_unknown_label(name: str, value: UnknownLabel) -> None:
-    """Refuse 0 as the label of unknown pixels: it says membrane, or with inverted labels cell."""
-    if value == 0:
+class MeansLabels(Protocol):
+    """Settings that say what labels mean."""
+
+    @property
+    def unknown_label(self) -> UnknownLabel:
+        """The label of what nobody annotated."""
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """All of it together."""
+
+
+def check_label_rule(prefix: str, settings: MeansLabels) -> None:
+    """Refuse a border that cannot be drawn, and 0 as the label of unknown pixels: it says membrane, or cell.
+
+    Args:
+      prefix: of the settings' names, such as `data.`.
+      settings: what is checked.
+    """
+    if settings.unknown_label == 0:
         raise ValueError(
-            f"{name}=0: 0 is membrane already, or cell in inverted labels. Give unannotated pixels a value of their "
-            "own, such as 255, and membrane 0."
+            f"{prefix}unknown_label=0: 0 is membrane already, or cell where labels_are says membranes. Give "
+            "unannotated pixels a value of their own, such as 255, and membrane 0."
         )
+    try:
+        _ = settings.label_rule
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from None
 
 
 def check_layout(name: str, value: tuple[int, int, int] | None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tessera.images.targets import UnknownLabel
-from tessera.settings.common import RunnerSettings, StorageSettings, TrackingSettings, check_unknown_label
+from tessera.images.targets import LabelRule, LabelsAre, UnknownLabel
+from tessera.settings.common import RunnerSettings, StorageSettings, TrackingSettings, check_label_rule
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,16 @@ class EvaluateSettings(RunnerSettings):
     Args:
       volume: the probability volume that `tessera predict` wrote: a name, a path or a URL; without it `cells` are
         scored.
-      labels: the ground truth. For a probability 0 is membrane and any other value cell; for cells each object has an
-        id of its own, and voxels of id 0 are not scored. Labels that are a part of the volume lie where their
-        translation says.
+      labels: the ground truth, of the same shape, or of a part that lies where its translation says. Cells are scored
+        against ids: voxels of id 0 are not scored.
       sections: which sections of the labels to score, such as 24-29; null takes all valid ones.
       threshold: the frozen threshold whose scores come first; null takes the one chosen in training.
-      invert_labels: true where the labels say 0 for cell and anything else for membrane.
+      labels_are: mask where labels are 0 on membrane and anything else in a cell; membranes where it is the other way
+        round; instances where each cell has an id of its own. Null takes mask, and instances to score cells alone.
+      border_px: how wide a membrane is drawn where two instances touch, in pixels: half of it on either side.
       unknown_label: the labels' value for voxels that nobody annotated, which are not scored: a number, or largest for
-        the greatest of the labels' type, as in CREMI; null where all is annotated. The largest uint64 always means
-        unknown where cells are scored.
+        the greatest of the labels' type; null where all is annotated. The largest uint64 always means unknown, as in
+        CREMI.
       cells: a volume of ids. With `volume` it is shown beside the truth in the run's pictures; alone it is scored,
         block by block.
       engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
@@ -41,7 +42,8 @@ class EvaluateSettings(RunnerSettings):
     labels: str = ""
     sections: str | None = None
     threshold: float | None = None
-    invert_labels: bool = False
+    labels_are: LabelsAre | None = None
+    border_px: int = 2
     unknown_label: UnknownLabel = None
     cells: str | None = None
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
@@ -55,10 +57,23 @@ class EvaluateSettings(RunnerSettings):
             raise ValueError("labels is not given. Try --labels my-labels.")
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold} is no probability below 1. Try 0.5.")
-        check_unknown_label("unknown_label", self.unknown_label)
-        for name in ("threshold", "invert_labels"):
-            if not self.volume and getattr(self, name):
-                raise ValueError(
-                    f"{name}={getattr(self, name)} without volume: cells have no threshold, and their truth is ids, so "
-                    "it would be passed over. Leave it out, or give --volume."
-                )
+        check_label_rule("", self)
+        if not self.volume:
+            self._check_cells_alone()
+
+    def _check_cells_alone(self) -> None:
+        if self.threshold is not None:
+            raise ValueError(
+                f"threshold={self.threshold} without volume: cells have no threshold, and it would be passed over. "
+                "Leave it out, or give --volume."
+            )
+        if self.labels_are not in (None, "instances"):
+            raise ValueError(
+                f"labels_are={self.labels_are} without volume: cells are scored against ids, and a mask has none. Give "
+                "labels with an id per object, or score the probability with --volume."
+            )
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """How labels become membrane and cell."""
+        return LabelRule(self.labels_are or "mask", self.border_px, self.unknown_label)

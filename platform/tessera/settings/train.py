@@ -10,11 +10,11 @@ from typing import Literal
 from tessera.images.augment import Augmentation
 from tessera.images.normalise import Rule
 from tessera.images.symmetries import SymmetryCount
-from tessera.images.targets import UnknownLabel
+from tessera.images.targets import LabelRule, LabelsAre, UnknownLabel
 from tessera.model.numerics import Numerics
 from tessera.model.optimiser import OptimiserSpec
 from tessera.model.spec import UnetSpec
-from tessera.settings.common import TrainingTrackingSettings, check_unknown_label
+from tessera.settings.common import TrainingTrackingSettings, check_label_rule
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class AnnotatedSections:
 
     Args:
       volume: the raw volume, as `tessera ingest` made it: a name or a path.
-      labels: its label volume, of the same shape: 0 is membrane, any other value is cell.
-      sections: which of them, such as 0-19; null takes all.
+      labels: its label volume, of the same shape, or of a part that lies where its translation says. What its values
+        mean is said once, in `labels_are`.
+      sections: which sections of the labels, such as 0-19; null takes all.
     """
 
     volume: str
@@ -39,31 +40,32 @@ class DataSettings:
     Args:
       train: annotated sections to learn from; empty means the synthetic volume.
       validation: whole sections held out, on which the threshold is chosen.
-      labels_are: mask where labels have two values, 0 for membrane and one for cell; instances where each cell has an
-        id of its own, above 0.
-      invert_labels: true where a mask says 0 for cell and the other value for membrane.
+      labels_are: mask where labels have two values, 0 for membrane and one for cell; membranes where it is the other
+        way round; instances where each cell has an id of its own, above 0, as in CREMI.
+      border_px: how wide a membrane is drawn where two instances touch, in pixels: half of it on either side.
       unknown_label: the value of pixels that nobody annotated, which are neither learned from nor scored: a number
-        beside a mask's two, or largest for the greatest of the labels' type, as in CREMI; null where all is annotated.
+        beside a mask's two, or largest for the greatest of the labels' type; null where all is annotated. The largest
+        uint64 always means unknown, as in CREMI.
     """
 
     train: list[AnnotatedSections] = field(default_factory=list)
     validation: list[AnnotatedSections] = field(default_factory=list)
-    labels_are: Literal["mask", "instances"] = "mask"
-    invert_labels: bool = False
+    labels_are: LabelsAre = "mask"
+    border_px: int = 2
     unknown_label: UnknownLabel = None
 
     def __post_init__(self) -> None:
-        check_unknown_label("data.unknown_label", self.unknown_label)
         if bool(self.train) != bool(self.validation):
             raise ValueError(
                 "data.train and data.validation must both be given or both be empty: without held-out sections no "
                 "threshold can be chosen. Try holding out the last 4 annotated sections."
             )
-        if self.invert_labels and self.labels_are == "instances":
-            raise ValueError(
-                "data.invert_labels=true with data.labels_are=instances: every cell would become membrane, for "
-                "instances are 0 on membrane. Give one of the two."
-            )
+        check_label_rule("data.", self)
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """How labels become membrane and cell."""
+        return LabelRule(self.labels_are, self.border_px, self.unknown_label)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ def set_levels(place: Place | str, levels: Sequence[Level]) -> None:
         channel_max=image.channel_max,
         ome_zarr=version,
     )
+    if "ome" in image_now:  # what else is said there, as of labels, stays
+        image_now = {"ome": {**attributes["ome"], **image_now["ome"]}}
     attributes.update(image_now)
     write_bytes(where / name, json.dumps(document, indent=2).encode())
 

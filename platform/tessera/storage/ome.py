@@ -131,6 +131,28 @@ def ome_attributes(
     return ome
 
 
+def with_image_label(
+    attributes: Mapping[str, Any], source: str | None, colours: Mapping[int, Sequence[int]]
+) -> dict[str, Any]:
+    """Attributes of an image group that say, too, that its voxels are labels, checked by ome-zarr-models.
+
+    Args:
+      attributes: as `image_attributes` gives them, of either version.
+      source: path of the image that was labelled, relative to the group, or a URL; None where there is none.
+      colours: red, green and blue, 0 to 255, of some labels.
+    """
+    from ome_zarr_models.v04.image_label import ImageLabelAttrs as ImageLabelAttrs04
+    from ome_zarr_models.v05.image_label import ImageLabelAttrs as ImageLabelAttrs05
+
+    newer = "ome" in attributes
+    listed = [{"label-value": label, "rgba": [*rgb, 255]} for label, rgb in colours.items()]
+    label: dict[str, Any] = {"colors": listed} | ({} if source is None else {"source": {"image": source}})
+    inner = attributes["ome"] if newer else attributes
+    marked = {**inner, "image-label": label if newer else {"version": "0.4", **label}}
+    (ImageLabelAttrs05 if newer else ImageLabelAttrs04).model_validate(marked)
+    return {**attributes, "ome": marked} if newer else marked
+
+
 def parse_image(attributes: Mapping[str, Any]) -> ImageMetadata:
     """Read the attributes of an OME-Zarr 0.4 or 0.5 image group; sizes come out in nanometers.
 

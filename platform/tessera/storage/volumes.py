@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,46 @@ from tessera.storage.attributes import checked_json, is_ours, update_attributes,
 from tessera.storage.drafts import ArrayDraft, draft_documents, place_documents
 from tessera.storage.layouts import Layout, legal_layout
 from tessera.storage.locations import Place, place_of
-from tessera.storage.ome import AXES, ImageMetadata, Level, OmeZarr, check_voxel_size, image_attributes, parse_image
+from tessera.storage.ome import (
+    AXES,
+    ImageMetadata,
+    Level,
+    OmeZarr,
+    check_voxel_size,
+    image_attributes,
+    parse_image,
+    with_image_label,
+)
 from tessera.storage.stores import check_is_zarr, describe, store_for, zarr_children
 from tessera.storage.voxels import Volume
 
-__all__ = ["Volume", "create_volume", "is_ours", "list_levels", "open_volume", "update_attributes", "volume_id"]
+__all__ = [
+    "ImageLabel",
+    "Volume",
+    "create_volume",
+    "is_ours",
+    "list_levels",
+    "open_volume",
+    "update_attributes",
+    "volume_id",
+]
 
 _INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 _DTYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
 _Size = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLabel:
+    """What NGFF wants said of labels.
+
+    Attributes:
+      source: path of the image that was labelled, relative to the labels' group, or a URL; None where there is none.
+      colours: red, green and blue, 0 to 255, of some labels.
+    """
+
+    source: str | None = None
+    colours: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
 # Opening
@@ -202,6 +233,7 @@ def create_volume(
     translation_nm: Sequence[float] | None = None,
     exist_ok: bool = False,
     ome_zarr: OmeZarr = "0.5",
+    labels: ImageLabel | None = None,
 ) -> Volume:
     """Create an OME-Zarr image with one level "0", filled with zeros, and open it for writing.
 
@@ -221,6 +253,7 @@ def create_volume(
       translation_nm: where voxel 0 lies, z, y, x, in the coordinates of the volume it was cut from; None is the origin.
       ome_zarr: 0.5 is sharded; 0.4 (Zarr v2, for older tools) is not: there a chunk is what one write owns.
       exist_ok: open a volume of ours that is already there, if shape, dtype, layout and voxel size agree.
+      labels: what NGFF is told of them, where the voxels are labels.
 
     Raises:
       FileExistsError: something else is at `path`; says what, and how to proceed.
@@ -241,6 +274,8 @@ def create_volume(
         channel_max=_greatest(kind),
         ome_zarr=ome_zarr,
     )
+    if labels is not None:
+        image = with_image_label(image, labels.source, labels.colours)
     if is_ours(where) or (isinstance(where, Path) and where.exists() and not _is_empty_folder(where)):
         return _checked_origin(
             _reopen(where, extents, kind, layout, size, 3 if ome_zarr == "0.5" else 2, exist_ok), own

@@ -8,6 +8,8 @@ Labels are often a part of a larger volume. Cutting the volume by hand is how th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tessera.geometry.boxes import Box
@@ -52,6 +54,37 @@ def labels_origin(volume: Volume, labels: Volume) -> Offset:
 def met_by_labels(volume: Volume, labels: Volume, origin: Offset) -> Box:
     """The voxels of a volume that its labels cover; of size 0 where they do not meet."""
     return Box.whole(labels.shape).shifted(origin).clipped(Box.whole(volume.shape))
+
+
+def sections_to_score(
+    chosen: Sequence[int], volume: Volume, labels: Volume, origin: Offset, *, named: bool
+) -> tuple[int, ...]:
+    """The sections of the labels that both volumes have, and that neither calls invalid.
+
+    Args:
+      chosen: of the labels.
+      volume: what is scored.
+      labels: the ground truth.
+      origin: the voxel of the volume at which the labels begin.
+      named: whether a user chose them by number: then all must be left.
+
+    Raises:
+      ValueError: one that was named is not left, or none is.
+    """
+    invalid = labels.invalid_sections | {z - origin[0] for z in volume.invalid_sections}
+    met = met_by_labels(volume, labels, origin)
+    outside = [z for z in chosen if not met.start[0] <= z + origin[0] < met.stop[0]]
+    if outside and named:
+        raise ValueError(f"sections {outside} of {labels.url} lie outside {volume.url}: leave them out of --sections.")
+    lost = [z for z in chosen if z in invalid]
+    if lost and named:
+        raise ValueError(
+            f"sections {lost} are marked invalid in {volume.url} or {labels.url}: leave them out of --sections."
+        )
+    left = tuple(z for z in chosen if z not in invalid and z not in outside)
+    if not left:
+        raise ValueError(f"every section of {volume.url} or its labels is marked invalid: there is nothing to score.")
+    return left
 
 
 def _check_comparable(volume: Volume, labels: Volume) -> None:

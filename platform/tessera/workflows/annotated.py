@@ -20,17 +20,20 @@ from numpy.typing import NDArray
 from tessera.geometry.boxes import Box
 from tessera.images.levels import check_levels, grey_levels, sampled_voxels
 from tessera.images.neighbours import neighbours_of
-from tessera.images.targets import CELL, MEMBRANE, UNKNOWN, UnknownLabel, target_of_labels, unknown_value
+from tessera.images.targets import CELL, MEMBRANE, UNKNOWN, LabelRule, UnknownLabel, unknown_value
 from tessera.settings.places import input_path
 from tessera.settings.sections import parse_sections
 from tessera.settings.train import AnnotatedSections, DataSettings
 from tessera.storage.identity import fingerprint
 from tessera.storage.volumes import Volume
+from tessera.workflows.alignment import Offset, labels_origin
 from tessera.workflows.outputs import open_finished
 
 _log = logging.getLogger(__name__)
 
 MOST_MEMBRANE = 0.5
+# Of a larger volume, what is read around its labels: at least what any network up to 4 poolings sees.
+CONTEXT_PX = 128
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,7 @@ def load_annotated(chosen: Sequence[AnnotatedSections], data: DataSettings, inpu
 
 def _load_one(chosen: AnnotatedSections, data: DataSettings, input_sections: int) -> AnnotatedSet:
     volume, labels = open_finished(input_path(chosen.volume)), open_finished(input_path(chosen.labels))
-    if volume.shape != labels.shape or len(volume.shape) != 3:
-        raise ValueError(
-            f"image {volume.url} has shape {volume.shape}, its labels {labels.url} have {labels.shape}: both must be "
-            "z, y, x and equal, or labels would belong to other pixels. Check which stacks were ingested."
-        )
+    origin = labels_origin(volume, labels)
     if volume.dtype.kind not in "uif":
         raise ValueError(
             f"image {volume.url} has dtype {volume.dtype}, which is no grey scale: is it the mask? Check which of "
@@ -113,19 +112,19 @@ def _load_one(chosen: AnnotatedSections, data: DataSettings, input_sections: int
         )
     if volume.voxel_size_nm is None:
         raise ValueError(f"{volume.url} has no voxel size: give it one with tessera ingest --voxel_size_nm.")
-    sections = parse_sections(chosen.sections, volume.shape[0])
+    labelled = parse_sections(chosen.sections, labels.shape[0])
     check_is_labels(labels)
-    invalid = sorted(set(sections) & (volume.invalid_sections | labels.invalid_sections))
-    if invalid:
-        raise ValueError(f"sections {invalid} of {volume.url} are missing or blank: leave them out of `sections`.")
-    boxes = [_section_box(volume, z) for z in sections]
+    sections = _sections_of(volume, labels, origin, labelled)
+    window = labels_window(volume, labels, origin)
+    boxes = [Box((z, 0, 0), (z + 1, *labels.shape[1:])) for z in labelled]
     seen = [neighbours_of(z, input_sections, volume.shape[0], volume.invalid_sections) for z in sections]
-    raw = {z: _section_of(volume, z) for z in dict.fromkeys([*sections, *chain(*seen)])}
+    raw = {z: _section_of(volume, z, window) for z in dict.fromkeys([*sections, *chain(*seen)])}
     values = [labels.read(box)[0] for box in boxes]
-    targets = [target_of_labels(one, invert=data.invert_labels, unknown=data.unknown_label) for one in values]
-    if data.labels_are == "mask":
+    if data.labels_are != "instances":
         check_mask_values(values, labels.url, data.unknown_label)
-    check_membrane_share(targets, labels.url)
+    known = [data.label_rule.target(one) for one in values]
+    check_membrane_share(known, labels.url, data.label_rule, "--data.")
+    targets = [_placed_in(window, target, origin) for target in known]
     names = [f"{volume.url.rsplit('/', 1)[-1]} section {z}" for z in sections]
     kept = annotated_ones(targets, names)
     return AnnotatedSet(
@@ -134,7 +133,7 @@ def _load_one(chosen: AnnotatedSections, data: DataSettings, input_sections: int
         names=tuple(names[i] for i in kept),
         dtype=str(volume.dtype),
         voxel_size_nm=volume.voxel_size_nm,
-        fingerprint=fingerprint(volume, [_section_box(volume, z) for z in raw]) + fingerprint(labels, boxes),
+        fingerprint=fingerprint(volume, [_section_box(z, window) for z in raw]) + fingerprint(labels, boxes),
         neighbours=tuple(np.stack([raw[z] for z in seen[i]]) for i in kept) if input_sections > 1 else (),
     )
 
@@ -165,12 +164,44 @@ def check_scorable(held_out: AnnotatedSet) -> None:
         )
 
 
-def _section_box(volume: Volume, z: int) -> Box:
-    return Box((z, 0, 0), (z + 1, *volume.shape[1:]))
+def labels_window(volume: Volume, labels: Volume, origin: Offset) -> Box:
+    """Rows and columns of the volume that are read for its labels: theirs, and what a network sees around them."""
+    sections = Box(origin[1:], tuple(a + n for a, n in zip(origin[1:], labels.shape[1:], strict=True)))
+    return sections.grown((CONTEXT_PX, CONTEXT_PX)).clipped(Box.whole(volume.shape[1:]))
 
 
-def _section_of(volume: Volume, z: int) -> NDArray[Any]:
-    section: NDArray[Any] = volume.read(_section_box(volume, z))[0]
+def _sections_of(volume: Volume, labels: Volume, origin: Offset, labelled: Sequence[int]) -> tuple[int, ...]:
+    """The volume's numbers of the labels' sections, none of them invalid or outside; nor are the labels' edges."""
+    corner = Box(origin, tuple(a + n for a, n in zip(origin, labels.shape, strict=True)))
+    if not Box.whole(volume.shape[1:]).contains(Box(corner.start[1:], corner.stop[1:])) or not all(
+        0 <= z + origin[0] < volume.shape[0] for z in labelled
+    ):
+        raise ValueError(
+            f"labels {labels.url} cover {corner} of {volume.url}, which has shape {volume.shape}: where there is no "
+            "image nothing can be learned. Check their translations, or leave sections out of `sections`."
+        )
+    sections = tuple(z + origin[0] for z in labelled)
+    invalid = sorted({z for z in sections if z in volume.invalid_sections or z - origin[0] in labels.invalid_sections})
+    if invalid:
+        raise ValueError(f"sections {invalid} of {volume.url} are missing or blank: leave them out of `sections`.")
+    return sections
+
+
+def _placed_in(window: Box, target: NDArray[np.uint8], origin: Offset) -> NDArray[np.uint8]:
+    """A target in its window of the volume's section, where all else is unknown."""
+    if target.shape == window.shape:
+        return target
+    placed = np.full(window.shape, UNKNOWN, np.uint8)
+    placed[Box.whole(target.shape).shifted(origin[1:]).relative_to(window.start).slices] = target
+    return placed
+
+
+def _section_box(z: int, window: Box) -> Box:
+    return Box((z, *window.start), (z + 1, *window.stop))
+
+
+def _section_of(volume: Volume, z: int, window: Box) -> NDArray[Any]:
+    section: NDArray[Any] = volume.read(_section_box(z, window))[0]
     if not np.isfinite(section).all():
         raise ValueError(
             f"section {z} of {volume.url} holds NaN or infinite values: the loss would become NaN. "
@@ -229,8 +260,8 @@ def check_mask_values(sections: Sequence[NDArray[Any]], name: str, unknown: Unkn
     )
 
 
-def check_membrane_share(targets: Iterable[NDArray[np.uint8]], name: str, switch: str = "--data.invert_labels") -> None:
-    """Refuse labels of one class, and labels that look inverted; `switch` names the setting that inverts them.
+def check_membrane_share(targets: Iterable[NDArray[np.uint8]], name: str, rule: LabelRule, prefix: str = "--") -> None:
+    """Refuse labels of one class, and labels that look inverted, with the setting that mends it.
 
     A section of which a part is unknown may show one class alone, as strokes along membranes do, and which class
     covers more of what is known then depends on what was drawn: only whole sections tell of inversion.
@@ -238,7 +269,8 @@ def check_membrane_share(targets: Iterable[NDArray[np.uint8]], name: str, switch
     Args:
       targets: of the chosen sections, (y, x).
       name: of the labels, for messages.
-      switch: see above.
+      rule: by which they were made.
+      prefix: of the settings' names.
 
     Raises:
       ValueError: says which, and the setting that mends it.
@@ -253,8 +285,7 @@ def check_membrane_share(targets: Iterable[NDArray[np.uint8]], name: str, switch
     if not (membrane and cell):
         raise ValueError(
             f"the labels {name} hold only {'membrane' if membrane else 'cell'} in the chosen sections: nothing can be "
-            "told apart. 0 must be membrane, any other value but that for unknown cell; check the label file and the "
-            "sections."
+            f"told apart. {_one_class_hint(rule, prefix)}check the label file and the sections."
         )
     never = [i for i, (dark, _, size) in enumerate(counts) if dark == size]
     if never:
@@ -264,7 +295,17 @@ def check_membrane_share(targets: Iterable[NDArray[np.uint8]], name: str, switch
         )
     share = float(np.mean([dark / size for dark, light, size in counts if dark + light == size] or [0.0]))
     if share > MOST_MEMBRANE:
+        other = "mask" if rule.are == "membranes" else "membranes"
+        zero = "membrane" if rule.are == "membranes" else "cell"
         raise ValueError(
-            f"membrane covers {share:.0%} of the labels {name}: are they inverted (0 = cell)? "
-            f"If so, pass {switch} true; membrane is usually 15-30%."
+            f"membrane covers {share:.0%} of the labels {name}: are they inverted (0 = {zero})? "
+            f"If so, pass {prefix}labels_are {other}; membrane is usually 15-30%."
         )
+
+
+def _one_class_hint(rule: LabelRule, prefix: str) -> str:
+    if rule.are == "instances" and rule.border_px == 0:
+        return f"Where instances touch, {prefix}border_px 2 draws a membrane between them; "
+    if rule.are == "membranes":
+        return "0 must be cell, any other value but that for unknown membrane; "
+    return "0 must be membrane, any other value but that for unknown cell; "

@@ -1,4 +1,4 @@
-"""`--dry_run true`: what predict, segment and ingest would do, after a sample of it where that takes seconds."""
+"""`--dry_run true`: what predict, segment, clean and ingest would do, after a sample of it where that takes seconds."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from numpy.typing import NDArray
 from tessera.geometry.boxes import Box
 from tessera.images.quantise import encode
 from tessera.model.predictor import load_predictor, predict_box
+from tessera.settings.clean import CleanSettings
 from tessera.settings.ingest import IngestSettings
 from tessera.settings.places import home, input_path, local_input_path
 from tessera.settings.predict import PredictSettings
 from tessera.settings.segment import SegmentSettings
+from tessera.storage.hdf5 import is_hdf5, open_hdf5
 from tessera.storage.room import stored_share
-from tessera.storage.stacks import open_stack
 from tessera.storage.validity import valid_reader
 from tessera.storage.voxels import Volume
 from tessera.tracking.runs import check_tracking, tracking_uri
+from tessera.workflows.clean import plan_cleaning
 from tessera.workflows.components import SegmentPlan, cells_of, plan_segmentation
 from tessera.workflows.fragments import FragmentsPlan, cut_block
-from tessera.workflows.ingest import plan_volume
+from tessera.workflows.ingest import open_source, plan_hdf5, plan_volume
 from tessera.workflows.models import find_model
 from tessera.workflows.outputs import OutputPlan, open_finished
 from tessera.workflows.predict import plan_prediction
@@ -111,15 +113,31 @@ def _cut_fragments(plan: FragmentsPlan, volume: Volume, output: OutputPlan) -> S
     return Sample(labels.size, time.perf_counter() - start, stored_share(labels))
 
 
+def dry_clean(settings: CleanSettings) -> str:
+    """What `clean` would do; it is read up to three times, and no time is told.
+
+    Raises:
+      ValueError, OSError: it could not work.
+    """
+    _check_server(settings.tracking.uri)
+    volume = open_finished(input_path(settings.volume, anonymous=settings.storage.anonymous))
+    _, output = plan_cleaning(settings, volume)
+    return told(forecast(output, settings, input_itemsize=3 * volume.dtype.itemsize), settings)
+
+
 def dry_ingest(settings: IngestSettings) -> str:
     """What `ingest` would do; nothing is decoded, so no time is told.
 
     Raises:
       ValueError, OSError: it could not work.
     """
-    stack = open_stack(local_input_path(settings.source), kind=settings.kind, invert=settings.invert)
-    output = plan_volume(settings, stack)
-    return told(forecast(output, settings, input_itemsize=np.dtype(stack.dtype).itemsize), settings)
+    path = local_input_path(settings.source)
+    if is_hdf5(path):
+        array = open_hdf5(path, kind=settings.kind, dataset=settings.dataset, invert=settings.invert)
+        output = plan_hdf5(settings, array)
+    else:
+        output = plan_volume(settings, open_source(settings))
+    return told(forecast(output, settings, input_itemsize=output.itemsize), settings)
 
 
 def middle(whole: Box, most: tuple[int, ...]) -> Box:

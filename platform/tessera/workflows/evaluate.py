@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tessera.geometry.boxes import Box
 from tessera.images.quantise import STORED_DTYPES, decode
-from tessera.images.targets import CELL, UNKNOWN, target_of_labels
+from tessera.images.targets import CELL, UNKNOWN, LabelRule
 from tessera.metrics.isbi import THRESHOLDS, IsbiScores, SectionScores, finish, score_section
 from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.places import home, input_path
@@ -25,6 +25,7 @@ from tessera.storage.volumes import Volume
 from tessera.tracking.curves import log_threshold_curve
 from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
+from tessera.workflows.alignment import Offset, labels_origin, met_by_labels, sections_to_score
 from tessera.workflows.annotated import check_is_labels, check_membrane_share
 from tessera.workflows.instance_scores import score_cells
 from tessera.workflows.membranes import CELLS, SECTION_CELLS
@@ -58,14 +59,13 @@ def score_probability(settings: EvaluateSettings) -> dict[str, Any]:
       ValueError, OSError: the volumes do not fit each other.
     """
     probability, labels = _opened(settings, settings.volume), _opened(settings, settings.labels)
-    sections = _scored_sections(settings, probability, labels)
+    truth = _truth(settings, probability, labels)
+    sections = _scored_sections(settings, truth)
     # Refused before hours of scoring: against swapped labels every score is a number, and means nothing.
-    check_membrane_share((_target(settings, probability, labels, z) for z in sections), labels.url, "--invert_labels")
-    sections = _with_known_cells(settings, probability, labels, sections)
-    panels = SectionPanels(
-        probability, labels, _cells(settings, probability), settings.invert_labels, settings.unknown_label
-    )
-    result = scored(settings, probability, labels, sections)
+    check_membrane_share((truth.target(z) for z in sections), labels.url, settings.label_rule)
+    sections = _with_known_cells(settings, truth, sections)
+    panels = SectionPanels(probability, labels, _cells(settings, probability), truth.rule, truth.origin)
+    result = scored(settings, truth, sections)
     uri = tracking_uri(settings.tracking.uri, home())
     tags = {"tessera.workflow": "evaluate", "tessera.output": probability.url}
     name = f"evaluate {probability.url.rsplit('/', 1)[-1]}"
@@ -76,17 +76,52 @@ def score_probability(settings: EvaluateSettings) -> dict[str, Any]:
     return result
 
 
-def scored(
-    settings: EvaluateSettings, probability: Volume, labels: Volume, sections: tuple[int, ...]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Truth:
+    """What a probability is compared with, section by section.
+
+    Attributes:
+      probability: membrane probability.
+      labels: the ground truth.
+      rule: what its values mean.
+      origin: the voxel of the probability at which the labels begin.
+    """
+
+    probability: Volume
+    labels: Volume
+    rule: LabelRule
+    origin: Offset = (0, 0, 0)
+
+    def box(self, z: int) -> Box:
+        """The part of the probability's section that section z of the labels covers."""
+        met = met_by_labels(self.probability, self.labels, self.origin)
+        at = z + self.origin[0]
+        return Box((at, *met.start[1:]), (at + 1, *met.stop[1:]))
+
+    def target(self, z: int) -> NDArray[np.uint8]:
+        """What a section truly is, unknown where it was not predicted: that is not scored."""
+        box = self.box(z)
+        target = self.rule.target(self.labels.read(box.relative_to(self.origin))[0])
+        if "validity" in self.probability.attributes:
+            target = np.where(valid_reader(self.probability)(box)[0], target, np.uint8(UNKNOWN))
+        return target
+
+    def cell_probability(self, z: int) -> NDArray[np.float32]:
+        """What was predicted there."""
+        cells: NDArray[np.float32] = 1.0 - decode(self.probability.read(self.box(z))[0])
+        return cells
+
+
+def scored(settings: EvaluateSettings, truth: Truth, sections: tuple[int, ...]) -> dict[str, Any]:
     """The scores as JSON values, the frozen threshold's first."""
+    probability = truth.probability
     frozen = settings.threshold if settings.threshold is not None else probability.attributes.get("threshold")
-    scores = score_volume(settings, probability, labels, sections, frozen)
+    scores = score_volume(truth, sections, frozen)
     # The maximum is that of published tables: over their thresholds, not over one that a user adds.
     published = replace(scores, rows=tuple(row for row in scores.rows if row.threshold in THRESHOLDS))
     return {
         "volume": probability.url,
-        "labels": labels.url,
+        "labels": truth.labels.url,
         "sections": [int(z) for z in sections],
         "frozen_threshold": scores.at(frozen) if frozen is not None else None,
         "maximum_over_thresholds": published.best(),
@@ -123,37 +158,20 @@ def _cells(settings: EvaluateSettings, probability: Volume) -> Volume | None:
     return cells
 
 
-def score_volume(
-    settings: EvaluateSettings,
-    probability: Volume,
-    labels: Volume,
-    sections: tuple[int, ...],
-    frozen: float | None,
-) -> IsbiScores:
+def score_volume(truth: Truth, sections: tuple[int, ...], frozen: float | None) -> IsbiScores:
     """Score the known, valid pixels of sections one at a time, at the published thresholds and the frozen one."""
     thresholds = tuple(sorted({*THRESHOLDS, *([float(frozen)] if frozen is not None else [])}))
 
     def one(z: int) -> SectionScores:
-        target = _target(settings, probability, labels, z)
-        return score_section(1.0 - decode(probability.section(z)), target == CELL, thresholds, known=target != UNKNOWN)
+        target = truth.target(z)
+        return score_section(truth.cell_probability(z), target == CELL, thresholds, known=target != UNKNOWN)
 
     return finish([one(z) for z in sections])
 
 
-def _target(settings: EvaluateSettings, probability: Volume, labels: Volume, z: int) -> NDArray[np.uint8]:
-    """What a section truly is, unknown where it was not predicted: that is not scored."""
-    target = target_of_labels(labels.section(z), invert=settings.invert_labels, unknown=settings.unknown_label)
-    if "validity" in probability.attributes:
-        valid = valid_reader(probability)(Box((z, 0, 0), (z + 1, *probability.shape[1:])))[0]
-        target = np.where(valid, target, np.uint8(UNKNOWN))
-    return target
-
-
-def _with_known_cells(
-    settings: EvaluateSettings, probability: Volume, labels: Volume, sections: tuple[int, ...]
-) -> tuple[int, ...]:
+def _with_known_cells(settings: EvaluateSettings, truth: Truth, sections: tuple[int, ...]) -> tuple[int, ...]:
     """The sections that can be scored; those chosen by number must all be."""
-    bare = [z for z in sections if not (_target(settings, probability, labels, z) == CELL).any()]
+    bare, labels = [z for z in sections if not (truth.target(z) == CELL).any()], truth.labels
     if bare and settings.sections is not None:
         raise ValueError(
             f"sections {bare} of {labels.url} have no pixel that is known to be cell, and valid: only those are "
@@ -164,31 +182,20 @@ def _with_known_cells(
     return tuple(z for z in sections if z not in bare)
 
 
-def _scored_sections(settings: EvaluateSettings, probability: Volume, labels: Volume) -> tuple[int, ...]:
+def _truth(settings: EvaluateSettings, probability: Volume, labels: Volume) -> Truth:
     if probability.attributes.get("kind") != PROBABILITY or probability.dtype.name not in STORED_DTYPES:
         raise ValueError(
             f"{probability.url} is not membrane probability as `tessera predict` writes it "
             f"({', '.join(STORED_DTYPES)}). Give the output of tessera predict as --volume."
         )
-    if probability.shape != labels.shape or len(labels.shape) != 3:
-        raise ValueError(
-            f"probability {probability.url} has shape {probability.shape}, the labels {labels.url} have "
-            f"{labels.shape}: both must be z, y, x and equal, or voxels would be compared with others. Give the labels "
-            "of the same volume."
-        )
+    origin = labels_origin(probability, labels)
     check_is_labels(labels)
-    chosen = parse_sections(settings.sections, labels.shape[0])
-    unknown = probability.invalid_sections | labels.invalid_sections
-    invalid = [z for z in chosen if z in unknown]
-    if invalid and settings.sections is not None:
-        raise ValueError(
-            f"sections {invalid} are marked invalid in {probability.url} or {labels.url}: leave them out of --sections."
-        )
-    if len(invalid) == len(chosen):
-        raise ValueError(
-            f"every section of {probability.url} or its labels is marked invalid: there is nothing to score."
-        )
-    return tuple(z for z in chosen if z not in unknown)
+    return Truth(probability, labels, settings.label_rule, origin)
+
+
+def _scored_sections(settings: EvaluateSettings, truth: Truth) -> tuple[int, ...]:
+    chosen = parse_sections(settings.sections, truth.labels.shape[0])
+    return sections_to_score(chosen, truth.probability, truth.labels, truth.origin, named=settings.sections is not None)
 
 
 def _log_scores(run: Tracker, result: dict[str, Any], probability: Volume) -> None:

@@ -10,50 +10,41 @@ no voxel again. Tables lie under TESSERA_HOME/scores: the volumes may be somebod
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.engine.tasks import Process
 from tessera.geometry.boxes import Box
 from tessera.images.colours import label_colours, shown_grey
-from tessera.images.targets import UnknownLabel, unknown_value
+from tessera.images.targets import unknown_value
 from tessera.metrics.contingency import Contingency, count_overlaps, merge_tables
 from tessera.metrics.instances import InstanceScores, finish
 from tessera.settings.common import RunnerSettings
 from tessera.settings.evaluate import EvaluateSettings
 from tessera.settings.places import home, input_path
 from tessera.settings.sections import name_sections, parse_sections
-from tessera.storage.arrays import load_arrays, save_arrays
 from tessera.storage.identity import identity
-from tessera.storage.layouts import Layout, legal_layout
-from tessera.storage.ledger import ledger_path
 from tessera.storage.locations import Place
 from tessera.storage.validity import ReadValid, valid_reader
 from tessera.storage.volumes import Volume, open_volume
 from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
-from tessera.workflows.alignment import Offset, labels_origin, met_by_labels
+from tessera.workflows.alignment import Offset, labels_origin, met_by_labels, sections_to_score
 from tessera.workflows.annotated import check_is_labels
-from tessera.workflows.block_jobs import Stopwatch, checksum, run_block_job, session
+from tessera.workflows.array_stages import MakeArrays, added_up, fitting_runner, plan_stage, run_stage, stage_arrays
+from tessera.workflows.block_jobs import session
 from tessera.workflows.membranes import SECTION_CELLS as PER_SECTION
-from tessera.workflows.outputs import OutputPlan, digest_of, open_finished
+from tessera.workflows.outputs import OutputPlan, open_finished
 from tessera.workflows.panels import middle_of_section, raw_behind
 from tessera.workflows.plain import plain
-from tessera.workflows.predict import KIND as PROBABILITY
-from tessera.workflows.scene import inputs_of
+from tessera.workflows.scene import inputs_of, kind_of, predicted_from
 
 _log = logging.getLogger(__name__)
 
 STAGE, METHOD = "overlaps", 1
-# Workers take longer to start than this many voxels take to count.
-_SMALL_VOXELS = 2**25
-_MERGED_AT_ONCE = 64
 _SHOWN_SECTIONS = 6
 
 
@@ -68,7 +59,6 @@ class OverlapPlan:
       unknown: the label of voxels that nobody annotated.
       sections: the labels' sections that are scored.
       predicted: what tells which voxels were predicted at all; None where all were.
-      tables: where tables and their ledger lie.
     """
 
     cells: Place
@@ -77,7 +67,6 @@ class OverlapPlan:
     unknown: int | None
     sections: tuple[int, ...]
     predicted: Place | None
-    tables: Place
 
 
 def score_cells(settings: EvaluateSettings) -> dict[str, Any]:
@@ -118,9 +107,10 @@ def plan_overlaps(settings: EvaluateSettings, cells: Volume, labels: Volume) -> 
             cells.url,
         )
     origin = labels_origin(cells, labels)
-    sections = _sections(settings, cells, labels, origin)
-    predicted = _predicted(cells)
-    unknown = unknown_id(labels.dtype, settings.unknown_label)
+    chosen = parse_sections(settings.sections, labels.shape[0])
+    sections = sections_to_score(chosen, cells, labels, origin, named=settings.sections is not None)
+    predicted = predicted_from(cells)
+    unknown = unknown_value(labels.dtype, settings.unknown_label)
     facts = {
         "method": METHOD,
         "cells": identity(cells),
@@ -130,22 +120,9 @@ def plan_overlaps(settings: EvaluateSettings, cells: Volume, labels: Volume) -> 
         "sections": name_sections(sections),
         "predicted": None if predicted is None else identity(predicted),
     }
-    tables = home() / "scores" / f"{cells.place.name.removesuffix('.zarr')}-{digest_of(facts)[:12]}"
     place = None if predicted is None else predicted.place
-    plan = OverlapPlan(cells.place, labels.place, origin, unknown, sections, place, tables)
-    block = legal_layout(cells.shape, cells.dtype.itemsize).shard
-    job = OutputPlan(
-        tables,
-        made_by="evaluate",
-        kind="overlaps",
-        shape=cells.shape,
-        dtype=cells.dtype.name,
-        layout=Layout(block, block),
-        block=block,
-        voxel_size_nm=cells.voxel_size_nm,
-        depends_on=facts,
-    )
-    return plan, job
+    plan = OverlapPlan(cells.place, labels.place, origin, unknown, sections, place)
+    return plan, plan_stage(cells, "scores", facts)
 
 
 def _check_ids(volume: Volume, noun: str) -> None:
@@ -154,40 +131,6 @@ def _check_ids(volume: Volume, noun: str) -> None:
             f"{noun} {volume.url} are {volume.dtype}, and ids are whole numbers: grey values would pass for objects. "
             "Give a volume that tessera segment wrote, or one ingested with --kind labels."
         )
-
-
-def unknown_id(dtype: np.dtype[Any], unknown: UnknownLabel) -> int | None:
-    """The id that means unknown: the one that the user names, else the largest uint64, which no object has.
-
-    >>> unknown_id(np.dtype("uint32"), None), unknown_id(np.dtype("uint64"), None) == 2**64 - 1
-    (None, True)
-    """
-    return unknown_value(dtype, "largest" if unknown is None and dtype == np.uint64 else unknown)
-
-
-def _sections(settings: EvaluateSettings, cells: Volume, labels: Volume, origin: Offset) -> tuple[int, ...]:
-    """Sections of the labels that are scored: those asked for that both volumes have, and that nobody calls invalid."""
-    chosen = parse_sections(settings.sections, labels.shape[0])
-    invalid = labels.invalid_sections | {z - origin[0] for z in cells.invalid_sections}
-    met = met_by_labels(cells, labels, origin)
-    left = tuple(z for z in chosen if z not in invalid and met.start[0] <= z + origin[0] < met.stop[0])
-    lost = sorted(set(chosen) - set(left))
-    if lost and settings.sections is not None:
-        raise ValueError(
-            f"sections {lost} of {labels.url} lie outside {cells.url}, or are marked invalid in one of them: leave "
-            "them out of --sections."
-        )
-    if not left:
-        raise ValueError(f"no section of {labels.url} is valid there and in {cells.url}: there is nothing to score.")
-    return left
-
-
-def _predicted(cells: Volume) -> Volume | None:
-    """The probability that the cells were cut from, where it says that some voxels were never predicted."""
-    found = (one for one in inputs_of(cells) if one.attributes.get("kind") == PROBABILITY)
-    probability = next(found, None)
-    kept = probability is not None and "validity" in probability.attributes and probability.shape == cells.shape
-    return probability if kept else None
 
 
 def count_volume(plan: OverlapPlan, job: OutputPlan, runner: RunnerSettings) -> Contingency:
@@ -200,59 +143,18 @@ def count_volume(plan: OverlapPlan, job: OutputPlan, runner: RunnerSettings) -> 
     first, last = plan.origin[0] + plan.sections[0], plan.origin[0] + plan.sections[-1]
     met = met_by_labels(open_volume(plan.cells), labels, plan.origin)
     scored = Box((first, *met.start[1:]), (last + 1, *met.stop[1:]))
-    grid = job.grid
-    needed = [index for index, box in grid.boxes() if box.clipped(scored).size]
-    small = len(needed) * int(np.prod(grid.block)) <= _SMALL_VOXELS
-    own = RunnerSettings(
-        engine="serial" if small else runner.engine,
-        workers=runner.workers,
-        attempts=runner.attempts,
-        retry_failed=runner.retry_failed,
-        recheck=runner.recheck,
-        lease_expiry_s=runner.lease_expiry_s,
-    )
-    wanted = set(needed)
+    needed = [index for index, box in job.grid.boxes() if box.clipped(scored).size]
+    own = fitting_runner(runner, job, len(needed))
     with session(own):
-        run_block_job(
-            job,
-            partial(make_worker, plan),
-            own,
-            stage=STAGE,
-            settled=lambda index: None if index in wanted else {"detail": {"skipped": True}},
-            make_checker=partial(_make_checker, plan),
-        )
-    return _added_up(_tables(plan, needed))
+        run_stage(job, STAGE, partial(make_counter, plan), own, wanted=set(needed))
+    return added_up(map(Contingency.from_arrays, stage_arrays(job.path, STAGE, needed)), merge_tables)
 
 
-def _tables(plan: OverlapPlan, blocks: list[int]) -> Iterator[Contingency]:
-    return (Contingency.from_arrays(load_arrays(_table_path(plan.tables, index))) for index in blocks)
-
-
-def _added_up(tables: Iterator[Contingency]) -> Contingency:
-    """A few at a time: what is held is the sum and these few."""
-    total = merge_tables([])
-    while some := list(islice(tables, _MERGED_AT_ONCE)):
-        total = merge_tables([total, *some])
-    return total
-
-
-def make_worker(plan: OverlapPlan) -> Process:
+def make_counter(plan: OverlapPlan) -> MakeArrays:
     """In a worker: open the volumes; returns the function that counts one block."""
     cells, labels = open_volume(plan.cells), open_volume(plan.labels)
     valid = valid_reader(open_volume(plan.predicted)) if plan.predicted is not None else None
-
-    def process(item: tuple[int, Box]) -> dict[str, Any]:
-        index, box = item
-        watch = Stopwatch()
-        truth, proposal = overlapping(plan, cells, labels, valid, box)
-        row = watch.lap("read")
-        arrays = count_overlaps(truth, proposal).to_arrays()
-        row |= watch.lap("compute")
-        save_arrays(_table_path(plan.tables, index), arrays)
-        detail = {"pairs": len(arrays["count"])}
-        return {**row, **watch.lap("write"), "checksum": _sum_of(arrays), "detail": detail}
-
-    return process
+    return lambda box: count_overlaps(*overlapping(plan, cells, labels, valid, box)).to_arrays()
 
 
 def overlapping(
@@ -277,18 +179,6 @@ def overlapping(
     return truth, proposal
 
 
-def _table_path(tables: Place, index: int) -> Place:
-    return ledger_path(tables) / STAGE / f"overlaps-{index:09d}.npz"
-
-
-def _make_checker(plan: OverlapPlan) -> Process:
-    return lambda item: {"checksum": _sum_of(load_arrays(_table_path(plan.tables, item[0])))}
-
-
-def _sum_of(arrays: dict[str, NDArray[Any]]) -> str:
-    return digest_of({name: checksum(array) for name, array in arrays.items()})[:16]
-
-
 def _track(
     run: Tracker, plan: OverlapPlan, cells: Volume, labels: Volume, scores: InstanceScores, result: dict[str, Any]
 ) -> None:
@@ -307,8 +197,8 @@ def _shown(sections: tuple[int, ...]) -> list[int]:
 
 def panels(plan: OverlapPlan, cells: Volume, labels: Volume, z: int) -> dict[str, NDArray[Any]]:
     """Raw, truth and cells of one section of the labels, with a colour per id that is the same in every section."""
-    box = middle_of_section(z, labels.shape).shifted(plan.origin).clipped(Box.whole(cells.shape))
-    probability = next((one for one in inputs_of(cells) if one.attributes.get("kind") == PROBABILITY), None)
+    box = middle_of_section(met_by_labels(cells, labels, plan.origin), z + plan.origin[0])
+    probability = next((one for one in inputs_of(cells) if kind_of(one) == "probability"), None)
     raw = None if probability is None else raw_behind(probability, box)
     shown: dict[str, NDArray[Any]] = {} if raw is None else {"raw": shown_grey(raw)}
     truth = labels.read(box.relative_to(plan.origin))[0]

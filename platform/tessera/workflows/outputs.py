@@ -9,30 +9,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from tessera.geometry.blocks import BlockGrid, check_alignment
+from tessera.images.colours import label_colours
 from tessera.settings.common import OutputSettings, TrackedOutputSettings
 from tessera.settings.places import home, output_path
 from tessera.storage.layouts import Layout, legal_layout
 from tessera.storage.lease import Lease
 from tessera.storage.ledger_job import begin_or_resume, has_job, ledger_path
-from tessera.storage.locations import Place
+from tessera.storage.locations import Place, place_of
 from tessera.storage.objects import exists
 from tessera.storage.ome import OmeZarr
 from tessera.storage.removal import check_removable, remove_output
 from tessera.storage.room import check_writable
 from tessera.storage.stores import describe
 from tessera.storage.validity import add_validity
-from tessera.storage.volumes import Volume, create_volume, is_ours, open_volume, update_attributes
+from tessera.storage.volumes import ImageLabel, Volume, create_volume, is_ours, open_volume, update_attributes
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 from tessera.workflows.plain import plain
+from tessera.workflows.scene import inputs_of, kind_of
+
+AVERAGED = ("image", "raw", "membrane probability")
+"""Kinds whose voxels are amounts. Everything else is names: an average of two ids is a third object's."""
+
+_COLOURED = 64
 
 
 @dataclass(frozen=True)
@@ -200,7 +209,35 @@ def create_output(plan: OutputPlan) -> Volume:
         translation_nm=plan.translation_nm,
         exist_ok=True,
         ome_zarr=plan.ome_zarr,
+        labels=image_label(plan),
     )
+
+
+def image_label(plan: OutputPlan) -> ImageLabel | None:
+    """What NGFF is told of an output of ids: the image behind it, and the colours of the first ids as `view` has them.
+
+    The list of colours is short: a volume has millions of ids, and viewers that know no rule of ours take their own.
+    """
+    if plan.kind in AVERAGED or np.dtype(plan.dtype).kind != "u":
+        return None
+    ids = np.arange(1, _COLOURED + 1, dtype=np.uint64)
+    colours = {int(i): rgb.tolist() for i, rgb in zip(ids, label_colours(ids), strict=True)}
+    return ImageLabel(_image_behind(plan), colours)
+
+
+def _image_behind(plan: OutputPlan) -> str | None:
+    """The image that was labelled, as its group is reached from the output's; None where nobody says."""
+    named = plan.attributes.get("input")
+    if not isinstance(named, str):
+        return None
+    try:
+        found = list(inputs_of(open_volume(place_of(named))))
+    except (OSError, ValueError):  # it was opened a moment ago, perhaps in another way: a link is not worth a job
+        return None
+    place = next((one.place for one in found if kind_of(one) == "raw"), found[-1].place)
+    if isinstance(place, Path) and isinstance(plan.path, Path):
+        return os.path.relpath(place, plan.path)
+    return str(place)
 
 
 @contextmanager

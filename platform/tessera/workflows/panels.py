@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from tessera.geometry.boxes import Box
 from tessera.images.colours import label_colours, shown_grey, target_colours
 from tessera.images.quantise import decode
-from tessera.images.targets import UnknownLabel, target_of_labels
+from tessera.images.targets import LabelRule
 from tessera.storage.locations import Url, place_of
 from tessera.storage.resampled import resampled
 from tessera.storage.volumes import Volume, open_volume
+from tessera.workflows.alignment import Offset, met_by_labels
 from tessera.workflows.annotated import AnnotatedSet
 
 _log = logging.getLogger(__name__)
 
 # A larger section is shown by its middle: pictures are for judging voxels, and a browser has to load them.
 LARGEST_PX = 1024
+_MASK = LabelRule()
 # A training shows its sections at every checkpoint: few and small ones, for its picture is kept each time.
 VALIDATION_SECTIONS, VALIDATION_PX = 2, 512
 
@@ -33,36 +35,36 @@ class SectionPanels:
 
     Attributes:
       probability: membrane probability, as `decode` reads it.
-      labels: the truth, of the same shape.
+      labels: the truth.
       cells: labels made from the probability, of the same shape.
-      invert_labels: whether the truth's 0 is cell.
-      unknown_label: the truth's value for what nobody annotated.
+      rule: what the truth's values mean.
+      origin: the voxel of the probability at which the truth begins.
     """
 
     probability: Volume
     labels: Volume
     cells: Volume | None = None
-    invert_labels: bool = False
-    unknown_label: UnknownLabel = None
+    rule: LabelRule = _MASK
+    origin: Offset = (0, 0, 0)
 
     def of(self, z: int) -> dict[str, NDArray[Any]]:
-        """Panels of one section, in the probability's numbering, pixel for pixel."""
-        box = middle_of_section(z, self.probability.shape)
+        """Panels of one section of the truth, pixel for pixel."""
+        met = met_by_labels(self.probability, self.labels, self.origin)
+        box = middle_of_section(met, z + self.origin[0])
         raw = raw_behind(self.probability, box)
         panels: dict[str, NDArray[Any]] = {} if raw is None else {"raw": shown_grey(raw)}
         panels["membrane probability"] = decode(self.probability.read(box)[0])
-        labels = self.labels.read(box)[0]
-        target = target_of_labels(labels, invert=self.invert_labels, unknown=self.unknown_label)
+        target = self.rule.target(self.labels.read(box.relative_to(self.origin))[0])
         panels["truth"] = target_colours(target)  # bright membrane, like the probability beside it
         if self.cells is not None:
             panels["cells"] = label_colours(self.cells.read(box)[0])
         return panels
 
 
-def middle_of_section(z: int, shape: tuple[int, ...]) -> Box:
-    """What is shown of a section: all of it, or its middle where it is larger than a browser likes."""
-    extents = [min(n, LARGEST_PX) for n in shape[1:]]
-    starts = [(n - extent) // 2 for n, extent in zip(shape[1:], extents, strict=True)]
+def middle_of_section(box: Box, z: int) -> Box:
+    """What is shown of a box's section z: all of it, or its middle where it is larger than a browser likes."""
+    extents = [min(n, LARGEST_PX) for n in box.shape[1:]]
+    starts = [a + (n - m) // 2 for a, n, m in zip(box.start[1:], box.shape[1:], extents, strict=True)]
     return Box((z, *starts), (z + 1, *(a + b for a, b in zip(starts, extents, strict=True))))
 
 

@@ -41,14 +41,12 @@ from tessera.storage.pyramids import (
 from tessera.storage.removal import remove_stage
 from tessera.storage.volumes import Volume, is_ours, open_volume
 from tessera.workflows.block_jobs import Stopwatch, checksum, make_checker_of, run_block_job, session
-from tessera.workflows.outputs import OutputPlan, open_finished
+from tessera.workflows.outputs import AVERAGED, OutputPlan, open_finished
 
 _log = logging.getLogger(__name__)
 
 Rule = Literal["mean", "mode"]
 POOLS: dict[Rule, Callable[[NDArray[Any], tuple[int, ...]], NDArray[Any]]] = {"mean": mean_pool, "mode": mode_pool}
-# Everything else is names: an average of two ids is a third object's.
-_AVERAGED = ("image", "raw", "membrane probability")
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def pyramid(settings: PyramidSettings) -> Place:
             "predict and segment write."
         )
     planned = plan_levels(volume, settings.levels)
-    rule: Rule = "mean" if volume.attributes.get("kind") in _AVERAGED else "mode"
+    rule: Rule = "mean" if volume.attributes.get("kind") in AVERAGED else "mode"
     with session(settings), Lease.take(ledger_path(volume.place), settings.lease_expiry_s) as lease:
         if settings.overwrite:
             remove_levels(volume)

@@ -111,8 +111,8 @@ def find_scene(settings: ViewSettings) -> Scene:
     for one in inputs_of(volume):
         kind = kind_of(one)
         if kind in layers:
-            _log.warning("%s is left out: there is %s already", one.url, layers[kind].volume.url)
-            break
+            _log.info("%s is left out: there is %s already", one.url, layers[kind].volume.url)
+            continue
         layers[kind] = Layer(kind, one)
     return Scene(tuple(layers.values()))
 
@@ -130,6 +130,14 @@ def inputs_of(volume: Volume) -> Iterator[Volume]:
     while found is not None:
         yield found
         found = _input_of(found)
+
+
+def predicted_from(cells: Volume) -> Volume | None:
+    """The probability that cells were cut from, where it says that some of their voxels were never predicted."""
+    found = (one for one in inputs_of(cells) if kind_of(one) == "probability")
+    probability = next(found, None)
+    kept = probability is not None and "validity" in probability.attributes and probability.shape == cells.shape
+    return probability if kept else None
 
 
 def _input_of(volume: Volume) -> Volume | None:

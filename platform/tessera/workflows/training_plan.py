@@ -27,6 +27,7 @@ from tessera.settings.train import AnnotatedSections, DataSettings, TrainSetting
 from tessera.storage.locations import place_of
 from tessera.storage.volumes import open_volume
 from tessera.tracking.runs import check_tracking, tracking_uri
+from tessera.workflows.alignment import labels_origin
 from tessera.workflows.annotated import AnnotatedSet, check_neighbour_levels, check_scorable, load_annotated
 from tessera.workflows.fine_tuning import inherit, parent_of
 from tessera.workflows.models import FoundModel
@@ -201,7 +202,10 @@ def _resolved(volume: str) -> str:
 
 
 def _section_keys(part: AnnotatedSections) -> list[tuple[str, int]]:
-    return [(_resolved(part.volume), z) for z in parse_sections(part.sections, open_volume(part.volume).shape[0])]
+    """Sections in the volume's numbering: labels of a part count from where they lie."""
+    labels = open_volume(part.labels)
+    first = labels_origin(open_volume(part.volume), labels)[0]
+    return [(_resolved(part.volume), first + z) for z in parse_sections(part.sections, labels.shape[0])]
 
 
 def first_contract(settings: TrainSettings, training: AnnotatedSet) -> Contract:
