@@ -12,7 +12,7 @@ from skimage.metrics import adapted_rand_error, variation_of_information
 
 from oracles import adapted_rand_of_cremi
 from tessera.metrics.contingency import count_overlaps, merge_tables
-from tessera.metrics.instances import adapted_rand, finish
+from tessera.metrics.instances import adapted_rand, best_threshold, finish, scan
 
 SHAPE = (3, 6, 7)
 
@@ -101,3 +101,35 @@ def test_sizes_past_what_int64_can_square_do_not_overflow():
 def test_nothing_to_score_is_refused():
     with pytest.raises(ValueError, match="none of the 3 voxels compared has a known true segment"):
         finish(count_overlaps(np.zeros(3, int), np.ones(3, int)))
+
+
+# Thresholds of an agglomeration
+
+
+@given(volumes(), st.lists(st.lists(st.integers(1, 3), min_size=5, max_size=5), min_size=1, max_size=3))
+def test_a_scan_of_merged_fragments_needs_their_table_alone(pair, merges):
+    truth, fragments = pair
+    names = [np.array([0, *merge]) for merge in merges]
+    rows = scan(count_overlaps(truth, fragments), enumerate(names))
+    assert [row.scores for row in rows] == [finish(count_overlaps(truth, name[fragments])) for name in names]
+
+
+def test_the_best_threshold_is_that_of_the_least_information_lost():
+    truth, fragments = np.repeat([1, 2], 4), np.repeat([1, 2, 3, 4], 2)
+    cells = {
+        0.1: [0, 1, 2, 3, 4],
+        0.3: [0, 1, 1, 3, 3],
+        0.4: [0, 1, 1, 3, 3],
+        0.5: [0, 1, 1, 3, 3],
+        0.9: [0, 1, 1, 1, 1],
+    }
+    rows = scan(count_overlaps(truth, fragments), [(t, np.array(names)) for t, names in cells.items()])
+    assert [row.scores.voi for row in rows] == pytest.approx([1, 0, 0, 0, 1])
+    assert best_threshold(rows) == 0.4
+    with pytest.raises(ValueError, match="no thresholds were scored"):
+        best_threshold([])
+
+
+def test_cells_of_other_fragments_are_refused():
+    with pytest.raises(ValueError, match=r"proposed id 9, but names end at 2: they are those of another"):
+        scan(count_overlaps(np.array([1]), np.array([9])), [(0.5, np.array([0, 1, 1]))])

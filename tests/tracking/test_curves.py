@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from tessera.tracking.curves import DRAWN, draw_curve, log_threshold_curve
+from tessera.tracking.curves import AGGLOMERATION, DRAWN, draw_curve, log_threshold_curve
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
 
 ROWS = [{"threshold": t / 10, **dict.fromkeys(DRAWN, 0.9 - (t - 4) ** 2 / 100)} for t in range(10)]
@@ -61,3 +61,11 @@ def test_the_picture_marks_the_frozen_threshold_where_it_is() -> None:
     assert left and right and left[0] < right[0]
     span = 700 / 1.04  # pixels of a threshold from 0 to 1, about
     assert (right[0] - left[0]) == pytest.approx(0.3 * span, rel=0.1)
+
+
+def test_agglomerations_have_curves_of_their_own(run: Tracker) -> None:
+    rows = [{"threshold": t / 10, **dict.fromkeys(AGGLOMERATION.drawn, t / 5)} for t in range(10)]
+    log_threshold_curve(run, rows, 0.2, chart=AGGLOMERATION)
+    for name in ("voi", "voi_split", "voi_merge", "adapted_rand_error_cremi", "cremi_score"):
+        assert _points(run, name) == [(10 * t, t / 5) for t in range(10)]
+    assert not _points(run, "v_rand")

@@ -30,6 +30,7 @@ from tessera.settings.objects import ObjectsSettings
 from tessera.settings.predict import PredictSettings
 from tessera.settings.pyramid import PyramidSettings
 from tessera.settings.segment import SegmentSettings
+from tessera.settings.shapes import ShapesSettings
 from tessera.settings.status import StatusSettings
 from tessera.settings.train import TrainSettings
 from tessera.settings.tune import TuneSettings
@@ -137,6 +138,12 @@ def _clean(settings: CleanSettings) -> str:
     return str(clean(settings))
 
 
+def _shapes(settings: ShapesSettings) -> str:
+    from tessera.workflows.shapes import shapes
+
+    return str(shapes(settings))
+
+
 def _pyramid(settings: PyramidSettings) -> str:
     from tessera.workflows.pyramid import pyramid
 
@@ -180,6 +187,7 @@ COMMANDS = {
     "predict": Command(PredictSettings, _predict, "predict membrane probability for a volume"),
     "segment": Command(SegmentSettings, _segment, "cut membrane probability into cells"),
     "evaluate": Command(EvaluateSettings, _evaluate, "score membrane probability, or cells, against ground truth"),
+    "shapes": Command(ShapesSettings, _shapes, "write surfaces or skeletons of chosen objects", subject="volume"),
     "clean": Command(CleanSettings, _clean, "remove small objects from a label volume and fill holes"),
     "objects": Command(ObjectsSettings, _objects, "list the objects of a label volume", subject="volume"),
     "pyramid": Command(PyramidSettings, _pyramid, "add coarser levels to a volume"),

@@ -61,6 +61,27 @@ class Contingency:
         """
         return Contingency(self.truth[chosen], self.proposal[chosen], self.count[chosen])
 
+    def renamed(self, names: NDArray[np.integer[Any]]) -> Contingency:
+        """The table of a proposal whose segments are merged, without counting a voxel again.
+
+        Args:
+          names: of each proposed id the segment that it becomes a part of, by id; 0 stays 0.
+
+        Raises:
+          ValueError: an id has no entry.
+
+        >>> table = count_overlaps(np.array([1, 1, 2]), np.array([3, 4, 4]))
+        >>> table.renamed(np.array([0, 1, 2, 7, 7])).count.tolist()
+        [2, 1]
+        """
+        most = int(self.proposal.max(initial=0))
+        if most >= len(names):
+            raise ValueError(
+                f"the table has the proposed id {most}, but names end at {len(names) - 1}: they are those of another "
+                "segmentation. Take both from the same fragments."
+            )
+        return _summed(self.truth, names[self.proposal].astype(np.uint64), self.count)
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Plain arrays by name, for a file."""
         return {"truth": self.truth, "proposal": self.proposal, "count": self.count}

@@ -8,6 +8,7 @@ evaluation does. Proposed segment 0 is a segment like any other, but where a con
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -205,3 +206,42 @@ def _fault(name: int, bits: float, voxels: int, others: Names, shared: Counts) -
     order = np.argsort(-shared, kind="stable")[:5]
     largest = tuple((int(others[i]), int(shared[i])) for i in order)
     return Fault(name, bits, voxels, len(others), largest)
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRow:
+    """What agglomeration up to one threshold is worth."""
+
+    threshold: float
+    scores: InstanceScores
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The threshold and the numbers by name."""
+        return {"threshold": self.threshold, **self.scores.metrics}
+
+
+def scan(table: Contingency, cells: Iterable[tuple[float, NDArray[np.integer[Any]]]]) -> tuple[ScanRow, ...]:
+    """Score a segmentation at several thresholds of its agglomeration: the overlaps of its fragments tell it all.
+
+    Args:
+      table: of truth and fragments.
+      cells: for each threshold, of each fragment the cell that it is a part of, by id.
+
+    Raises:
+      ValueError: nothing is scored, or the cells are those of other fragments.
+    """
+    return tuple(ScanRow(float(threshold), finish(table.renamed(names))) for threshold, names in cells)
+
+
+def best_threshold(rows: Sequence[ScanRow]) -> float:
+    """The threshold of the lowest VOI; of several the one in their middle, which is the furthest from a change.
+
+    Raises:
+      ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("no thresholds were scored: there is none to choose. Score at least one.")
+    least = min(row.scores.voi for row in rows)
+    found = [row.threshold for row in rows if math.isclose(row.scores.voi, least, abs_tol=1e-12)]
+    return found[len(found) // 2]

@@ -11,7 +11,9 @@ from tessera.settings.places import check_apart
 
 @dataclass(frozen=True)
 class CleanSettings(TrackedOutputSettings):
-    """Remove small objects from a label volume and fill holes in the others, into a new volume; ids stay what they are.
+    """Remove small objects from a label volume, and fill holes in the others.
+
+    Ids stay what they are.
 
     Args:
       volume: a volume of ids: a name, a path or a URL.

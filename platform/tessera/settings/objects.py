@@ -9,7 +9,9 @@ from tessera.settings.common import RunnerSettings, StorageSettings
 
 @dataclass(frozen=True)
 class ObjectsSettings(RunnerSettings):
-    """List the objects of a label volume: id, voxels, bounding box, centroid, and whether the volume's edge cuts it.
+    """List the objects of a label volume, with size and place.
+
+    The table holds id, voxels, bounding box, centroid, and whether the volume's edge cuts the object.
 
     Args:
       volume: a volume of ids: a name under TESSERA_HOME/volumes, a path or a URL.

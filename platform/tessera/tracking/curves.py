@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import StringIO
 from math import isclose
 from typing import Any
@@ -18,14 +19,52 @@ from numpy.typing import NDArray
 from tessera.tracking.runs import Tracker
 
 GROUP, FILE = "by_threshold", "threshold_curve"
-DRAWN = {"v_rand": "V_Rand", "v_info": "V_Info", "pixel_error": "pixel error", "rand_error": "Rand error"}
-_COLOURS = ("tab:blue", "tab:green", "tab:red", "tab:orange")
+_COLOURS = ("tab:blue", "tab:green", "tab:red", "tab:orange", "tab:purple")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn over the threshold.
+
+    Attributes:
+      above: titles by metric, of what is drawn above.
+      below: and below.
+      scales: what the two axes are called.
+      axis: what the threshold does.
+    """
+
+    above: Mapping[str, str]
+    below: Mapping[str, str]
+    scales: tuple[str, str]
+    axis: str
+
+    @property
+    def drawn(self) -> dict[str, str]:
+        """All titles by metric."""
+        return {**self.above, **self.below}
+
+
+ISBI = Chart(
+    {"v_rand": "V_Rand", "v_info": "V_Info"},
+    {"pixel_error": "pixel error", "rand_error": "Rand error"},
+    ("score (1 is perfect)", "error (0 is perfect)"),
+    "threshold: a pixel is cell where its cell probability is above",
+)
+AGGLOMERATION = Chart(
+    {"voi_split": "VOI split", "voi_merge": "VOI merge", "voi": "VOI"},
+    {"adapted_rand_error_cremi": "adapted Rand error (CREMI)", "cremi_score": "CREMI score"},
+    ("bits (0 is perfect)", "error (0 is perfect)"),
+    "threshold: fragments are one cell where the membrane probability between them is below",
+)
+DRAWN = ISBI.drawn
 
 Row = Mapping[str, float]
 """`threshold` and scores by name."""
 
 
-def log_threshold_curve(run: Tracker, rows: Sequence[Row], frozen: float | None, step: int = 0) -> None:
+def log_threshold_curve(
+    run: Tracker, rows: Sequence[Row], frozen: float | None, step: int = 0, chart: Chart = ISBI
+) -> None:
     """Log scores at every threshold: metrics `by_threshold/NAME`, threshold_curve.csv and threshold_curve.png.
 
     Again by a resumed job, it changes nothing.
@@ -35,16 +74,17 @@ def log_threshold_curve(run: Tracker, rows: Sequence[Row], frozen: float | None,
       rows: one per threshold, ascending.
       frozen: the threshold that is used, marked in table and picture; None marks none.
       step: the picture's: training steps behind the scores.
+      chart: which scores.
     """
     # A second set of points on the same steps would draw each curve twice, joined by a line across.
-    if run.has_metric(f"{GROUP}/v_rand"):
+    if run.has_metric(f"{GROUP}/{next(iter(chart.drawn))}"):
         return
     run.text(f"{FILE}.csv", curve_table(rows, frozen))
-    run.picture(FILE, draw_curve(rows, frozen), step, "scores against the threshold:")
+    run.picture(FILE, draw_curve(rows, frozen, chart), step, "scores against the threshold:")
     for row in rows:
         percent = 100 * row["threshold"]
         if isclose(percent, round(percent), abs_tol=1e-4):  # steps are whole; the last threshold is just below 1
-            run.metrics({f"{GROUP}/{name}": row[name] for name in DRAWN}, step=round(percent))
+            run.metrics({f"{GROUP}/{name}": row[name] for name in chart.drawn}, step=round(percent))
 
 
 def curve_table(rows: Sequence[Row], frozen: float | None) -> str:
@@ -62,7 +102,7 @@ def curve_table(rows: Sequence[Row], frozen: float | None) -> str:
     return text.getvalue()
 
 
-def draw_curve(rows: Sequence[Row], frozen: float | None) -> NDArray[np.uint8]:
+def draw_curve(rows: Sequence[Row], frozen: float | None, chart: Chart = ISBI) -> NDArray[np.uint8]:
     """Scores above, errors below, over one axis of thresholds; the frozen one is a dashed line with its values.
 
     Returns:
@@ -75,13 +115,13 @@ def draw_curve(rows: Sequence[Row], frozen: float | None) -> NDArray[np.uint8]:
     canvas = FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     at = next((row for row in rows if _same(row["threshold"], frozen)), None)
-    for (name, title), colour in zip(DRAWN.items(), _COLOURS, strict=True):
-        axes = below if name.endswith("error") else above
+    for (name, title), colour in zip(chart.drawn.items(), _COLOURS, strict=False):
+        axes = below if name in chart.below else above
         label = title if at is None else f"{title}, {at[name]:.4f} at {frozen:g}"
         axes.plot([row["threshold"] for row in rows], [row[name] for row in rows], "o-", color=colour, label=label)
-    for axes, title in ((above, "score (1 is perfect)"), (below, "error (0 is perfect)")):
+    for axes, title in zip((above, below), chart.scales, strict=True):
         _finish_axes(axes, title, frozen)
-    below.set_xlabel("threshold: a pixel is cell where its cell probability is above")
+    below.set_xlabel(chart.axis)
     canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tessera.geometry.boxes import Box
 from tessera.labels.objects import ObjectStats, merge_stats, object_stats
+from tessera.settings.common import RunnerSettings
 from tessera.settings.objects import ObjectsSettings
 from tessera.settings.places import input_path, output_path
 from tessera.storage.identity import identity
@@ -47,14 +48,24 @@ def objects(settings: ObjectsSettings) -> Place:
     volume = open_finished(input_path(settings.volume, anonymous=settings.storage.anonymous))
     check_ids(volume)
     place = _table_place(settings, volume)
-    job = plan_stage(volume, "objects", {"volume": identity(volume), "method": METHOD})
-    runner = fitting_runner(settings, job, len(job.grid))
-    with session(runner):
-        run_stage(job, STAGE, partial(make_lister, volume.place), runner)
-    found = added_up(map(ObjectStats.from_arrays, stage_arrays(job.path, STAGE, range(len(job.grid)))), merge_stats)
+    found = objects_of(volume, settings)
     write_table(place, table_of(found, volume))
     _log.info("%s: %d objects", place, len(found.ids))
     return place
+
+
+def objects_of(volume: Volume, runner: RunnerSettings) -> ObjectStats:
+    """The statistics of a volume's objects; of one that was listed before no voxel is read.
+
+    Raises:
+      BlocksFailedError: some blocks could not be read.
+    """
+    job = plan_stage(volume, "objects", {"volume": identity(volume), "method": METHOD})
+    own = fitting_runner(runner, job, len(job.grid))
+    with session(own):
+        run_stage(job, STAGE, partial(make_lister, volume.place), own)
+    blocks = stage_arrays(job.path, STAGE, range(len(job.grid)))
+    return added_up(map(ObjectStats.from_arrays, blocks), merge_stats)
 
 
 def _table_place(settings: ObjectsSettings, volume: Volume) -> Place:
