@@ -25,6 +25,8 @@ class EvaluateSettings(RunnerSettings):
       unknown_label: the labels' value for voxels that nobody annotated, which are not scored: a number, or largest for
         the greatest of the labels' type; null where all is annotated. The largest uint64 always means unknown, as in
         CREMI.
+      thresholds: of agglomeration: what the fragments of `cells` would be worth at each, as curves in the run; only for
+        cells alone that tessera segment agglomerated.
       cells: a volume of ids. With `volume` it is shown beside the truth in the run's pictures; alone it is scored,
         block by block.
       engine: ray runs blocks on a pool of actors; serial runs them one by one in this process, without Ray.
@@ -46,6 +48,7 @@ class EvaluateSettings(RunnerSettings):
     border_px: int = 2
     unknown_label: UnknownLabel = None
     cells: str | None = None
+    thresholds: list[float] = field(default_factory=list)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
 
@@ -58,6 +61,11 @@ class EvaluateSettings(RunnerSettings):
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold} is no probability below 1. Try 0.5.")
         check_label_rule("", self)
+        if self.thresholds and (self.volume or not all(0 <= t <= 1 for t in self.thresholds)):
+            raise ValueError(
+                f"thresholds={self.thresholds}: these are probabilities, at which cells alone are agglomerated; those of "
+                "a probability volume are all scored anyway. Try --cells my-cells --thresholds [0.3,0.4,0.5] alone."
+            )
         if not self.volume:
             self._check_cells_alone()
 

@@ -25,6 +25,7 @@ from tessera.storage.volumes import Volume
 from tessera.tracking.curves import log_threshold_curve
 from tessera.tracking.pictures import contact_sheet
 from tessera.tracking.runs import Tracker, tracked_run, tracking_uri
+from tessera.workflows.agglomeration_scan import scan_agglomeration
 from tessera.workflows.alignment import Offset, labels_origin, met_by_labels, sections_to_score
 from tessera.workflows.annotated import check_is_labels, check_membrane_share
 from tessera.workflows.instance_scores import score_cells
@@ -47,6 +48,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
       ValueError, OSError: the volumes do not fit each other.
       BlocksFailedError: some blocks of cells could not be counted.
     """
+    if settings.thresholds:
+        return scan_agglomeration(settings)
     if not settings.volume:
         return score_cells(settings)
     return score_probability(settings)

@@ -10,6 +10,7 @@ no voxel again. Tables lie under TESSERA_HOME/scores: the volumes may be somebod
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,8 +70,16 @@ class OverlapPlan:
     predicted: Place | None
 
 
-def score_cells(settings: EvaluateSettings) -> dict[str, Any]:
+Besides = Callable[[Tracker, Volume], dict[str, Any]]
+"""What else is told of labels and logged in the run; JSON values."""
+
+
+def score_cells(settings: EvaluateSettings, besides: Besides | None = None) -> dict[str, Any]:
     """Run the workflow; returns the scores as JSON values.
+
+    Args:
+      settings: of the workflow.
+      besides: adds to the result, in the same run.
 
     Raises:
       ValueError, OSError: the volumes do not fit each other, or nothing is left to score.
@@ -84,6 +93,7 @@ def score_cells(settings: EvaluateSettings) -> dict[str, Any]:
     with tracked_run(uri, settings.tracking.experiment, name, plain(settings), tags, home()) as run:
         scores = finish(count_volume(plan, job, settings))
         result = {"cells": cells.url, "labels": labels.url, "sections": list(plan.sections), **scores.to_dict()}
+        result |= besides(run, labels) if besides else {}
         _track(run, plan, cells, labels, scores, result)
     return result
 

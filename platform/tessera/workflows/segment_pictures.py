@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.geometry.boxes import Box
 from tessera.images.colours import label_colours, shown_grey
 from tessera.images.quantise import decode
 from tessera.storage.volumes import Volume
@@ -44,7 +45,7 @@ def shown_sections(sections: int, invalid: frozenset[int]) -> list[int]:
 
 
 def _panels(probability: Volume, fragments: Volume | None, cells: Volume, z: int) -> dict[str, NDArray[Any]]:
-    box = middle_of_section(z, cells.shape)
+    box = middle_of_section(Box.whole(cells.shape), z)
     raw = raw_behind(probability, box)
     panels: dict[str, NDArray[Any]] = {} if raw is None else {"raw": shown_grey(raw)}
     panels["membrane probability"] = np.asarray(decode(probability.read(box)[0]))
