@@ -63,8 +63,8 @@ class EvaluateSettings(RunnerSettings):
         check_label_rule("", self)
         if self.thresholds and (self.volume or not all(0 <= t <= 1 for t in self.thresholds)):
             raise ValueError(
-                f"thresholds={self.thresholds}: these are probabilities, at which cells alone are agglomerated; those of "
-                "a probability volume are all scored anyway. Try --cells my-cells --thresholds [0.3,0.4,0.5] alone."
+                f"thresholds={self.thresholds}: these are probabilities, at which cells alone are agglomerated; those "
+                "of a probability volume are all scored anyway. Try --cells my-cells --thresholds [0.3,0.4,0.5] alone."
             )
         if not self.volume:
             self._check_cells_alone()
