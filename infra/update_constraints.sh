@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 UV="${UV:-uv}"
 lowest=3.11
-extras=(--extra dev --extra gpu --extra server)
+extras=(--extra dev --extra shapes --extra gpu --extra server)
 held="$(mktemp)"
 trap 'rm -f "$held"' EXIT
 

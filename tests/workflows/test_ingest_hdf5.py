@@ -137,6 +137,22 @@ def _odd_offset(sample: Path) -> None:
         file[IDS].attrs["offset"] = (1.0, 2.0)
 
 
+def _elsewhere(sample: Path) -> None:
+    (sample.parent / "secret").write_bytes(bytes(range(24)) * 8)
+    with h5py.File(sample, "r+") as file:
+        del file[IDS]
+        stored = [(str(sample.parent / "secret"), 0, h5py.h5f.UNLIMITED)]
+        file.create_dataset(IDS, (2, 3, 4), np.uint64, external=stored)
+
+
+def _linked(sample: Path) -> None:
+    with h5py.File(sample.parent / "other.hdf", "w") as other:
+        other.create_dataset("ids", data=np.ones((2, 3, 4), np.uint64))
+    with h5py.File(sample, "r+") as file:
+        del file[IDS]
+        file[IDS] = h5py.ExternalLink(str(sample.parent / "other.hdf"), "ids")
+
+
 def _without_size(sample: Path) -> None:
     with h5py.File(sample, "r+") as file:
         del file[IDS].attrs["resolution"]
@@ -164,6 +180,8 @@ def _floats(sample: Path) -> None:
         ),
         (_odd_offset, (), "its attribute offset is [1.0, 2.0]: three numbers are needed, z, y, x in nanometers."),
         (_without_size, (), "neuron_ids has no attribute resolution, and voxel_size_nm is not given"),
+        (_elsewhere, (), "neuron_ids keeps its voxels in other files, which whoever made it may have chosen"),
+        (_linked, ("--dataset", IDS), "has no 3D dataset volumes/labels/neuron_ids; there are: volumes/raw"),
         (_floats, (), "volumes/labels/neuron_ids: dtype float64 is not supported for labels"),
         (
             lambda sample: None,

@@ -160,6 +160,11 @@ def _volumes_of(file: h5py.File) -> list[str]:
 def _checked(path: Path, dataset: h5py.Dataset, name: str, kind: Kind, invert: bool) -> Hdf5Array:
     where = f"{path}, {name}"
     check_dtype(dataset.dtype, kind, where)
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(
+            f"{where} keeps its voxels in other files, which whoever made it may have chosen: they are not read. Copy "
+            "it into a file of its own, for example with h5repack."
+        )
     if 0 in dataset.shape:
         raise ValueError(f"{where} has shape {dataset.shape} and holds no voxel: there is nothing to read.")
     z, y, x = (int(n) for n in dataset.shape)
