@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from tessera import __version__
 from tessera.cli.config_files import check_config_file, config_files, with_fresh_lists
+from tessera.cli.discretion import log_discreetly
 from tessera.cli.suggestions import explain, nearest_command
 from tessera.settings.audit import AuditSettings
 from tessera.settings.clean import CleanSettings
@@ -225,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _log.setLevel(os.environ.get("TESSERA_LOG", "INFO"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    logging.setLogRecordFactory(_discreet_record)
+    log_discreetly()
     try:
         name, settings = parse(words)
         print(COMMANDS[name].run(settings))
@@ -237,15 +238,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     return 0
-
-
-def _discreet_record(*parts: Any, **named: Any) -> logging.LogRecord:
-    """A log record, ours or a library's, without the passwords of the addresses in its message."""
-    record = logging.LogRecord(*parts, **named)
-    with suppress(TypeError, ValueError):  # a message that does not fit its arguments: logging tells of that itself
-        if "://" in (message := record.getMessage()):
-            record.msg, record.args = without_passwords(message), None
-    return record
 
 
 def parse(words: Sequence[str]) -> tuple[str, Any]:
