@@ -68,14 +68,14 @@ def object_stats(labels: NDArray[Any], origin: Sequence[int]) -> ObjectStats:
     >>> found.ids.tolist(), found.voxels.tolist(), found.start.tolist(), found.centroid.tolist()
     ([7, 9], [2, 1], [[5, 0, 10], [5, 0, 13]], [[5.0, 0.0, 10.5], [5.0, 0.0, 13.0]])
     """
-    flat, width = labels.ravel(), labels.shape[2]
     # Runs along x, which the end of a row cuts: there are far fewer of them than voxels.
-    cuts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    begins = np.union1d(cuts, np.arange(0, flat.size, width))
+    first = np.ones(labels.shape, bool)
+    first[..., 1:] = labels[..., 1:] != labels[..., :-1]
+    flat, begins = labels.ravel(), np.flatnonzero(first)
     lengths = np.diff(begins, append=flat.size)
     inside = flat[begins] != 0
     begins, lengths = begins[inside], lengths[inside]
-    z, y, x = (axis + first for axis, first in zip(np.unravel_index(begins, labels.shape), origin, strict=True))
+    z, y, x = (axis + start for axis, start in zip(np.unravel_index(begins, labels.shape), origin, strict=True))
     # Of a run from a to b the coordinates add up to n (a + b) / 2, which is whole.
     sums = np.stack([z * lengths, y * lengths, lengths * (2 * x + lengths - 1) // 2], axis=1)
     start = np.stack([z, y, x], axis=1)
