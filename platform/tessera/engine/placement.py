@@ -54,6 +54,8 @@ def block_pool(workers: int, cluster: ClusterSize) -> WorkerPool:
     (WorkerPool(workers=2, cpus=8.0, gpus=0.0, in_flight=2), 2.0)
     >>> block_pool(0, ClusterSize(8, 0, node_cpus=2)).workers
     4
+    >>> block_pool(0, ClusterSize(4, 0, 2, (NodeSize(0), NodeSize(2), NodeSize(2)))).workers
+    2
 
     Raises:
       ValueError: more workers than the cluster can ever run.
@@ -64,7 +66,9 @@ def block_pool(workers: int, cluster: ClusterSize) -> WorkerPool:
             f"workers={workers} is more than this cluster's {cpus:g} CPUs can ever run at once. "
             f"Try workers={int(cpus)}."
         )
-    count = workers or int(gpus) or sum(max(1, int(node.cpus) // _CPUS_PER_NETWORK) for node in cluster.nodes)
+    # A head without CPUs, as clusters that must not lose it have, runs no worker.
+    working = [node for node in cluster.nodes if node.cpus >= 1] or cluster.nodes
+    count = workers or int(gpus) or sum(max(1, int(node.cpus) // _CPUS_PER_NETWORK) for node in working)
     if 0 < count <= gpus:
         return WorkerPool(count, cpus=_cpus_beside(cluster), gpus=1.0)
     shares = range(int(cluster.node_cpus), 0, -1)
@@ -113,6 +117,11 @@ def train_share(workers: tuple[int, int], use_gpu: Literal["auto", "yes", "no"],
     >>> train_share((1, 1), "auto", ClusterSize(2, 0, 2)).cpus, train_share((2, 2), "auto", ClusterSize(2, 0, 2)).cpus
     (1.0, 0.5)
 
+    Data wants its CPU whole: halves on two nodes would starve it.
+
+    >>> train_share((2, 2), "auto", ClusterSize(4, 0, node_cpus=2)).cpus
+    1.0
+
     Args:
       workers: the least and the greatest number; the least must fit now, the greatest may wait for nodes to come.
       use_gpu: auto takes GPUs where there are enough for the least number.
@@ -127,7 +136,27 @@ def train_share(workers: tuple[int, int], use_gpu: Literal["auto", "yes", "no"],
     if most > least:
         return TrainShare(_elastic_cpus(workers, gpu, cluster), gpu)
     for_data = max(_DATA_CPUS, cluster.cpus // 4)
-    return TrainShare(_bounded((cluster.cpus - for_data) / least, cluster), gpu)
+    share = _bounded((cluster.cpus - for_data) / least, cluster)
+    while share > _LEAST_CPUS and not _leaves_data_a_cpu(share, least, cluster):
+        share = max(_LEAST_CPUS, _eighths(share - 1 / 8))
+    return TrainShare(share, gpu)
+
+
+def _leaves_data_a_cpu(share: float, workers: int, cluster: ClusterSize) -> bool:
+    """Whether some node keeps a whole CPU for Ray Data, on whichever nodes Ray puts the workers.
+
+    >>> two = ClusterSize(4, 0, node_cpus=2)
+    >>> _leaves_data_a_cpu(1.5, 2, two), _leaves_data_a_cpu(1.0, 2, two)
+    (False, True)
+    """
+    starved_by = 0
+    for node in cluster.nodes:
+        if node.cpus >= _DATA_CPUS:
+            fewest = int((node.cpus - _DATA_CPUS) / share) + 1  # workers that leave this node less
+            if fewest * share > node.cpus:
+                return True
+            starved_by += fewest
+    return starved_by > workers
 
 
 def _check_fit(workers: int, use_gpu: str, cluster: ClusterSize) -> None:
