@@ -299,7 +299,7 @@ def test_a_file_that_is_no_text_is_refused(capsys: Capsys, home: Path, tmp_path:
         ("ingest --kind picture", "kind=picture: give one of image, labels."),
         ("predict --tile [1,1]", "tile=[1, 1]: give 3 whole numbers, such as [16, 256, 256], or null."),
         ("segment --threshold high", "threshold=high: give a number, such as 0.5, or null."),
-        ("segment --connectivity 6", "connectivity=6: give one of 4, 8."),
+        ("segment --connectivity 5", "connectivity=5: give one of 4, 8, 6, 18, 26."),
         ("predict --symmetries 3", "symmetries=3: give one of 1, 4, 8, or null."),
         ("train --inference.symmetries 2", "inference.symmetries=2: give one of 1, 4, 8."),
         ("train --config", "--config needs a value after it"),
