@@ -117,7 +117,8 @@ def test_errors_are_searched_for_their_least() -> None:
 def test_a_longer_search_begins_with_the_trials_of_a_shorter_one(count: int, more: int, seed: int) -> None:
     short, long = (_tune(RATES, trials=n, seed=seed).points for n in (count, count + more))
     assert long[:count] == short
-    assert len({str(point) for point in long}) > len(long) * 0.9, "each trial draws anew"
+    # Values are rounded, so that two of them may meet.
+    assert len({str(point) for point in long}) >= len(long) - 2, "each trial draws anew"
 
 
 @given(st.floats(1e-6, 1.0), st.floats(1.5, 1e4), st.integers(0, 2**32 - 1))

@@ -125,10 +125,12 @@ def kind_of(volume: Volume) -> LayerKind:
 
 
 def inputs_of(volume: Volume) -> Iterator[Volume]:
-    """A volume, what it was made from, and so on, as far as that is still there."""
+    """A volume, what it was made from, and so on, as far as that is still there; each once, should they form a ring."""
     found: Volume | None = volume
-    while found is not None:
+    seen: set[str] = set()
+    while found is not None and found.url not in seen:
         yield found
+        seen.add(found.url)
         found = _input_of(found)
 
 
