@@ -167,12 +167,11 @@ def _audit(settings: AuditSettings) -> str:
 def _view(settings: ViewSettings) -> str:
     from tessera.workflows.view import viewing
 
-    with viewing(settings) as told:
+    with viewing(settings) as told, suppress(KeyboardInterrupt):
         # Before the wait, and not when it ends.
         print(told, flush=True)
         print("Ctrl-C ends it.", file=sys.stderr)
-        with suppress(KeyboardInterrupt):
-            Event().wait()
+        Event().wait()
     return "no longer served"
 
 
