@@ -86,7 +86,11 @@ def ingested(cluster: Cluster, submitted: set[Path]) -> Job:
     volumes = cluster.tessera_home / "volumes"
     ingest(
         IngestSettings(
-            str(cluster.folder / "labels.tif"), str(volumes / "labels.zarr"), VOXEL_SIZE_NM, "labels", engine="serial"
+            str(cluster.folder / "labels.tif"),
+            str(volumes / "labels.zarr"),
+            VOXEL_SIZE_NM,
+            kind="labels",
+            engine="serial",
         )
     )
     source, size = str(cluster.folder / "raw.tif"), "[50,4,4]"
